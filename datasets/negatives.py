@@ -1,0 +1,69 @@
+"""Draws each example's negatives and what the logQ correction needs, in one compiled pass.
+
+The negatives of an example are a function of (seed, epoch, example) alone. Every candidate, from whichever source,
+is corrected by how often all sources together are expected to draw it,
+
+    count(v) = K_u / seen(t) + K_r · share(v, recent window before t) + M · share(v, targets of the examples),
+
+so that Σ exp(s(v)) / count(v) over the drawn candidates is an unbiased estimate of Σ_v exp(s(v)).
+"""
+
+import numba
+import numpy as np
+
+from friendrec.datasets.state import lower_bound
+
+
+@numba.njit(cache=True, nogil=True)
+def mix(value):  # type: ignore[no-untyped-def]
+    """SplitMix64's finaliser (Steele et al. 2014): a uniform 64-bit hash of a counter."""
+    value = np.uint64(value) * np.uint64(0x9E3779B97F4A7C15)
+    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return value ^ (value >> np.uint64(31))
+
+
+@numba.njit(cache=True, nogil=True)
+def draws(key, counter, num, stream):  # type: ignore[no-untyped-def]
+    """`num` 63-bit integers for each counter `[B, num]`, a function of (key, stream, counter) only."""
+    drawn = np.empty((len(counter), num), np.int64)
+    for i in range(len(counter)):
+        state = mix(np.uint64(key) ^ mix(np.uint64(counter[i]) ^ mix(np.uint64(stream))))
+        for k in range(num):
+            drawn[i, k] = np.int64(mix(state + np.uint64(k)) >> np.uint64(1))
+    return drawn
+
+
+@numba.njit(cache=True, nogil=True)
+def received_between(user, since, until, offsets, timestamp, received):  # type: ignore[no-untyped-def]
+    """Events that a user received in [since, until)."""
+    start = offsets[user]
+    end = lower_bound(timestamp, start, offsets[user + 1], until)
+    begin = lower_bound(timestamp, start, end, since)
+    before = received[begin - 1] if begin > start else 0
+    return (received[end - 1] if end > start else 0) - before
+
+
+@numba.njit(cache=True, nogil=True)
+def log_counts(  # type: ignore[no-untyped-def]
+    candidates, actor, target, contact_offsets, contact_partner, since, until, recent_events, seen,
+    uniform, recent, shared_count, offsets, timestamp, received,
+):  # fmt: skip
+    """log count(v) of candidates `[B, C]`; +inf for what is no negative: the actor, the target, a contact named by
+    the query (it stands in the denominator already), a user not seen before t."""
+    logs = np.empty(candidates.shape, np.float32)
+    for i in range(candidates.shape[0]):
+        for c in range(candidates.shape[1]):
+            v = candidates[i, c]
+            masked = v == actor[i] or v == target[i] or v >= seen[i]
+            for j in range(contact_offsets[i], contact_offsets[i + 1]):
+                masked |= contact_partner[j] == v
+            if masked:
+                logs[i, c] = np.inf
+                continue
+            count = uniform / seen[i] + shared_count[v]
+            if recent > 0 and recent_events[i] > 0:
+                drawn = received_between(v, since[i], until[i], offsets, timestamp, received)
+                count += recent * drawn / recent_events[i]
+            logs[i, c] = np.log(count)
+    return logs

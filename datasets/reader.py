@@ -1,0 +1,178 @@
+"""Batches of examples: the same global batch at any world size, of which each rank reads its slice.
+
+An example is an out event of the train period whose action has the role target. Two orders: `user` keeps the examples
+of a chunk of a user's sequence together (a causal encoder trains them in one pass), `time` takes contiguous runs of
+the log. The composition of a batch is a function of (seed, epoch, step); the reader's state is (epoch, step).
+"""
+
+from collections.abc import Iterator
+from functools import lru_cache
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset
+
+from friendrec.datasets import negatives
+from friendrec.datasets.batch import Batch
+from friendrec.datasets.config import ContextConfig, ReaderConfig
+from friendrec.datasets.packing import Packer, Queries, Rows, ranges, runs
+from friendrec.datasets.prepared import PreparedData
+from friendrec.errors import FriendrecError
+
+UNIFORM, RECENT, SHARED, CONDITION, ACTOR = range(5)  # streams of random numbers
+
+
+class Reader(Dataset[Batch]):
+    """The slice of one rank. `reader.batches(epoch, step)` reads on from that state, prefetched."""
+
+    def __init__(
+        self,
+        data: PreparedData,
+        context: ContextConfig,
+        config: ReaderConfig,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if config.batch_size < data.chunk_length:
+            raise FriendrecError(
+                f"batch_size {config.batch_size} is below the chunk length {data.chunk_length} of the data; "
+                f"pass --batch-size {data.chunk_length} or prepare with a smaller --chunk-length"
+            )
+        self.data, self.config, self.seed = data, config, seed
+        self.rank, self.world_size = rank, world_size
+        self.packer = Packer(data, context)
+        targets = np.array([action.role == "target" for action in data.actions])
+        entries = data.event_entry[: data.num_train_events]
+        self.event = np.flatnonzero(targets[data.action[entries]])
+        if not len(self.event):
+            raise FriendrecError("no event of the train period has the role target; prepare with other --roles")
+        self.entry = np.asarray(entries[self.event])  # of each example, in total order
+        self.user = np.searchsorted(data.offsets, self.entry, side="right") - 1
+        self.chunk = self.user * (1 << 32) + (self.entry - data.offsets[self.user]) // data.chunk_length
+        self.event_time = np.asarray(data.timestamp[data.event_entry])
+        # Rows are numbered by first appearance, so that the users seen before t are the rows below a bound.
+        self.first_seen = np.asarray(data.timestamp[data.offsets[: data.num_train_users]])
+        weights = np.array([config.action_weights.get(action.name, 1.0) for action in data.actions])
+        self.weight = weights[data.action[self.entry]]
+        shares = np.bincount(data.partner[self.entry], minlength=data.num_users) / len(self.entry)
+        self.shared_count = config.shared_negatives * shares
+
+    @property
+    def steps(self) -> int:
+        """Steps of an epoch; the last one takes the remainder."""
+        return max(1, len(self.event) // self.config.batch_size)
+
+    def batches(self, epoch: int, step: int = 0) -> Iterator[Batch]:
+        """This rank's slices of the epoch from `step` on."""
+        keys = [(epoch, s) for s in range(step, self.steps)]
+        workers = min(self.config.workers, len(keys))
+        ahead: dict[str, Any] = {"prefetch_factor": 4, "multiprocessing_context": "fork"} if workers else {}
+        yield from DataLoader(self, sampler=keys, batch_size=None, num_workers=workers, **ahead)
+
+    def __getitem__(self, key: tuple[int, int]) -> Batch:
+        chosen = self.global_batch(*key)
+        cuts = [len(chosen) * rank // self.world_size for rank in range(self.world_size + 1)]
+        slices = [chosen[begin:end] for begin, end in pairwise(cuts)]
+        return self._batch(key, chosen, [part[np.argsort(self.entry[part])] for part in slices])
+
+    def global_batch(self, epoch: int, step: int) -> Rows:
+        """Examples of a global batch, as places in `self.event`; ranks take contiguous parts."""
+        order, starts = _order(self, epoch)
+        begin, end = starts[np.searchsorted(starts[:-1], np.array([step, step + 1]) * self.config.batch_size)]
+        return order[begin : None if step == self.steps - 1 else end]
+
+    def _batch(self, key: tuple[int, int], chosen: Rows, slices: list[Rows]) -> Batch:
+        config, data = self.config, self.data
+        part = slices[self.rank]
+        queries = self._queries(key[0], part)
+        actor, target = self.user[part], data.partner[self.entry[part]].astype(np.int64)
+        seen = np.searchsorted(self.first_seen, queries.times)
+        before = np.searchsorted(self.event_time, queries.times)
+        window = int(config.recent_window * data.num_train_events)
+        since = self.event_time[np.maximum(before - window, 0)]
+        oldest = np.searchsorted(self.event_time, since)
+        uniform = self._draw(key[0], UNIFORM, part, config.uniform_negatives) % np.maximum(seen, 1)[:, None]
+        recent = self._draw(key[0], RECENT, part, config.recent_negatives) % np.maximum(before - oldest, 1)[:, None]
+        recent = data.partner[data.event_entry[oldest[:, None] + recent]].astype(np.int64)
+        negative = np.concatenate([uniform, recent], axis=1)
+        shared = self._shared(key, chosen)
+        contacts = self.packer.state.contacts(queries.users, queries.times, self.packer.config.contacts)
+
+        def log_counts(candidates: Rows) -> NDArray[np.float32]:
+            return negatives.log_counts(
+                candidates, actor, target, contacts.offsets, contacts.partner, since, queries.times, before - oldest,
+                seen, config.uniform_negatives, config.recent_negatives, self.shared_count,
+                data.offsets, data.timestamp, self.packer.state.received,
+            )  # fmt: skip
+
+        context, slots = self.packer.pack(queries, contacts, [target, negative, shared], self._capacity(slices))
+        return Batch(
+            context=context,
+            target=slots[0],
+            negative=slots[1],
+            shared=slots[2],
+            weight=torch.from_numpy(self.weight[part].astype(np.float32)),
+            example=torch.from_numpy(self.event[part]),
+            negative_log_count=torch.from_numpy(log_counts(negative)),
+            shared_log_count=torch.from_numpy(log_counts(np.broadcast_to(shared, (len(part), len(shared))))),
+            scale=float(self.world_size / max(self.weight[chosen].sum(), 1e-9)),
+        )
+
+    def _queries(self, epoch: int, part: Rows) -> Queries:
+        user, entry = self.user[part], self.entry[part]
+        hide_action = self._chance(epoch, CONDITION, part) < self.config.action_dropout
+        hide_actor = self._chance(epoch, ACTOR, part) < self.config.actor_dropout
+        return Queries(
+            users=user,
+            times=np.asarray(self.data.timestamp[entry]),
+            groups=self._groups(part),
+            conditions=np.where(hide_action, 0, 1 + self.data.action[entry].astype(np.int64)),
+            actors=np.where(hide_actor, self.packer.unknown, user),
+        )
+
+    def _shared(self, key: tuple[int, int], chosen: Rows) -> Rows:
+        picks = self._draw(key[0], SHARED, np.array([key[1]]), self.config.shared_negatives)[0] % len(chosen)
+        return self.data.partner[self.entry[chosen[picks]]].astype(np.int64)
+
+    def _draw(self, epoch: int, stream: int, counter: Rows, num: int) -> Rows:
+        key = negatives.mix(np.uint64(self.seed) ^ negatives.mix(np.uint64(epoch)))
+        return negatives.draws(key, counter, num, stream)
+
+    def _chance(self, epoch: int, stream: int, part: Rows) -> NDArray[np.float64]:
+        return self._draw(epoch, stream, part, 1)[:, 0] / 2.0**63
+
+    def _groups(self, part: Rows) -> Rows:
+        """What shares a packed sequence: a chunk in the order `user`, a user in the order `time`."""
+        return self.chunk[part] if self.config.order == "user" else self.user[part]
+
+    def _capacity(self, slices: list[Rows]) -> int:
+        """Bags that every rank sends: a bound on the distinct users of the largest slice, the same on all ranks."""
+        config, contacts = self.config, self.packer.config.contacts
+        named = 2 + config.uniform_negatives + config.recent_negatives + contacts
+        largest = max(len(part) * named + self._events_bound(part) for part in slices)
+        return min(largest + config.shared_negatives, self.data.num_train_users + 1)
+
+    def _events_bound(self, part: Rows) -> int:
+        """At least the events in the packed histories of a slice that is sorted by entry."""
+        first = np.flatnonzero(np.diff(runs(self._groups(part)), prepend=-1))
+        last = np.append(first[1:], len(part)) - 1
+        spans = self.entry[part[last]] - self.entry[part[first]] + self.packer.config.context_length
+        return int(spans.sum())
+
+
+@lru_cache(maxsize=2)
+def _order(reader: Reader, epoch: int) -> tuple[Rows, Rows]:
+    """Examples of an epoch in reading order, and where its units start in it (ending with the number of examples)."""
+    total, size = len(reader.event), reader.config.batch_size
+    if reader.config.order == "user":
+        base = np.argsort(reader.entry)
+        begin = np.flatnonzero(np.diff(reader.chunk[base], prepend=-1))
+    else:
+        base, begin = np.arange(total), np.arange(reader.steps) * size
+    lengths = np.diff(begin, append=total)
+    shuffled = np.random.default_rng([reader.seed, epoch]).permutation(len(begin))
+    return base[ranges(begin[shuffled], lengths[shuffled])], np.concatenate([[0], np.cumsum(lengths[shuffled])])

@@ -1,0 +1,65 @@
+"""The two towers and the copy term: the three parts of a score.
+
+    s(u, v) = q(u) · k(v) + b(v) + 1[v is a contact of u] · m(pair)
+
+One dot product serves q · k + b: the query ends with a 1 and the target with b.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from friendrec.models.interaction import CLOCK, latent_cross, mlp
+
+
+class QueryTower(nn.Module):
+    """Actor, history and condition to a query vector `[B, D + 1]`, its last component 1."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.interaction = mlp(5 * dim + CLOCK, hidden, dim)
+        self.skip = nn.Linear(2 * dim, dim, bias=False)
+
+    def forward(self, actor_BD: Tensor, history_BD: Tensor, condition_BD: Tensor, clock: Tensor) -> Tensor:
+        crossed = self.interaction(latent_cross(actor_BD, history_BD, condition_BD, clock))
+        query_BD = crossed + self.skip(torch.cat([actor_BD, history_BD], dim=1))
+        return pad(query_BD, (0, 1), value=1.0)
+
+
+class TargetTower(nn.Module):
+    """User vectors `[S, D]` to target vectors `[S, D + 1]`, their last component the candidate's bias."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.residual = mlp(dim, hidden, dim + 1)
+
+    def forward(self, user_SD: Tensor) -> Tensor:
+        target: Tensor = pad(user_SD, (0, 1)) + self.residual(user_SD)
+        return target
+
+
+class CopyTerm(nn.Module):
+    """A learned bonus for each contact that the query names, from what is known of the pair; 0 before training.
+
+    Without it an id model cannot say *again, this one*: repeats and replies are the pair's, not the user's.
+    """
+
+    def __init__(self, num_features: int, hidden: int) -> None:
+        super().__init__()
+        self.bonus = mlp(num_features + CLOCK, hidden, 1)
+        self.register_buffer("mean", torch.zeros(num_features))
+        self.register_buffer("deviation", torch.ones(num_features))
+        nn.init.zeros_(self.bonus[-1].weight)
+        nn.init.zeros_(self.bonus[-1].bias)
+
+    def standardise(self, features_TF: Tensor) -> None:
+        """Take mean and deviation of the pair features from a sample; once, before training."""
+        if len(features_TF) > 1:
+            self.mean.copy_(features_TF.mean(0))
+            self.deviation.copy_(features_TF.std(0).clamp(min=1e-3))
+
+    def forward(self, features_TF: Tensor, clock_T: Tensor) -> Tensor:
+        """Bonus of T named contacts `[T]`; `clock_T` is the clock of the query that names each."""
+        standard = ((features_TF - self.mean) / self.deviation).clamp(-6, 6)
+        bonus: Tensor = self.bonus(torch.cat([standard, clock_T], dim=1))
+        return bonus.squeeze(1)

@@ -1,0 +1,83 @@
+"""The two-tower model: a batch to its loss, and the vectors that an index serves."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from friendrec.datasets.batch import Batch, Context
+from friendrec.datasets.state import PAIR_FEATURES
+from friendrec.models.config import TwoTowerConfig
+from friendrec.models.features import Lookup, Slots
+from friendrec.models.history import PooledAttention
+from friendrec.models.losses import Candidates, sampled_softmax
+from friendrec.models.towers import CopyTerm, QueryTower, TargetTower
+
+
+@dataclass
+class Encoded:
+    """B encoded queries: vectors `[B, D + 1]` and the bonus of the T contacts they name `[T]`."""
+
+    vector: Tensor
+    bonus: Tensor
+
+
+class TwoTower(nn.Module):
+    """Towers over one lookup; `tables` is the EmbeddingBagCollection, sharded in place by the caller."""
+
+    def __init__(self, config: TwoTowerConfig, tables: nn.Module, context_length: int) -> None:
+        super().__init__()
+        self.lookup = Lookup(tables)
+        self.history = PooledAttention(config.dim, config.num_heads, context_length)
+        self.query_tower = QueryTower(config.dim, config.hidden)
+        self.target_tower = TargetTower(config.dim, config.hidden)
+        self.copy_term = CopyTerm(len(PAIR_FEATURES), config.hidden // 2) if config.copy_term else None
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Loss of the slice, scaled so that its mean over ranks is the weighted mean over the global batch."""
+        slots = self.lookup(batch.context.ids)
+        queries = self.encode_queries(batch.context, slots)
+        candidates = _candidates(batch, queries.bonus)
+        loss_B = sampled_softmax(queries.vector, self.encode_targets(slots), candidates)
+        return (loss_B * batch.weight).sum() * batch.scale
+
+    def encode_queries(self, context: Context, slots: Slots) -> Encoded:
+        """Query vectors and, of the contacts that each query names, the bonus."""
+        actor_BD = slots.user.index_select(0, context.actor)
+        condition_BD = slots.condition.index_select(0, context.condition)
+        history_BD = self.history(context, slots)
+        return Encoded(
+            vector=self.query_tower(actor_BD, history_BD, condition_BD, context.clock),
+            bonus=self._bonus(context),
+        )
+
+    def encode_targets(self, slots: Slots) -> Tensor:
+        """Target vectors of every slot `[S, D + 1]`."""
+        targets: Tensor = self.target_tower(slots.user)
+        return targets
+
+    def _bonus(self, context: Context) -> Tensor:
+        if self.copy_term is None:
+            return context.contact_features.new_zeros(len(context.contact_user))
+        clock_T = context.clock.repeat_interleave(context.contact_offsets.diff(), dim=0)
+        bonus: Tensor = self.copy_term(context.contact_features, clock_T)
+        return bonus
+
+
+def _candidates(batch: Batch, bonus_T: Tensor) -> Candidates:
+    counts_B = batch.context.contact_offsets.diff()
+    width = int(counts_B.max()) if len(counts_B) else 0
+    stands_BC = torch.arange(width, device=counts_B.device) < counts_B[:, None]
+    contact_BC = torch.zeros_like(stands_BC, dtype=torch.int64).masked_scatter(stands_BC, batch.context.contact_user)
+    bonus_BC = bonus_T.new_full(stands_BC.shape, -torch.inf).masked_scatter(stands_BC, bonus_T)
+    is_target_BC = stands_BC & (contact_BC == batch.target[:, None])
+    return Candidates(
+        target=batch.target,
+        negative=batch.negative,
+        negative_log_count=batch.negative_log_count,
+        shared=batch.shared,
+        shared_log_count=batch.shared_log_count,
+        contact=contact_BC,
+        contact_bonus=bonus_BC,
+        target_bonus=bonus_BC.masked_fill(~is_target_BC, 0.0).sum(1),
+    )

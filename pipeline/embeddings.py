@@ -1,0 +1,37 @@
+"""Embeddings as Parquet: `user_id`, and `query` and `target` as fixed-size lists; int8 has a scale beside each."""
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+Dtype = Literal["float32", "float16", "int8"]
+
+
+def write_part(
+    path: Path, user_ids: np.ndarray, query: NDArray[np.float32], target: NDArray[np.float32], dtype: Dtype
+) -> None:
+    """One rank's rows. An int8 vector is round(v / scale) with scale = max |v| / 127, a float32 column of its own."""
+    columns: dict[str, pa.Array] = {"user_id": pa.array(user_ids)}
+    for name, vectors in (("query", query), ("target", target)):
+        if dtype == "int8":
+            scale = np.maximum(np.abs(vectors).max(axis=1, initial=0.0), 1e-12) / 127
+            columns[f"{name}_scale"] = pa.array(scale.astype(np.float32))
+            vectors = np.rint(vectors / scale[:, None])
+        flat = pa.array(vectors.astype(dtype).ravel())
+        columns[name] = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
+    pq.write_table(pa.table(columns), path)
+
+
+def read_embeddings(directory: Path, which: Literal["query", "target"]) -> tuple[np.ndarray, NDArray[np.float32]]:
+    """User ids `[N]` and float32 vectors `[N, D]` of all parts, in the order of the vocabulary."""
+    parts = sorted(directory.glob("part-*.parquet"), key=lambda path: int(path.stem.removeprefix("part-")))
+    table = pa.concat_tables([pq.read_table(part) for part in parts]).combine_chunks()
+    column = table[which].combine_chunks()
+    vectors = column.flatten().to_numpy(zero_copy_only=False).astype(np.float32).reshape(len(column), -1)
+    if f"{which}_scale" in table.column_names:
+        vectors *= table[f"{which}_scale"].to_numpy()[:, None]
+    return table["user_id"].to_numpy(), vectors

@@ -1,0 +1,144 @@
+"""The report's pictures, drawn by matplotlib and returned as data URIs, so that the page needs no other file."""
+
+import base64
+import io
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from friendrec.pipeline.evaluation.metrics import recall_curve
+from friendrec.pipeline.evaluation.results import HISTORY_BINS, MODEL, Evaluation
+from friendrec.pipeline.evaluation.tasks import STATES, TASKS
+
+MODEL_COLOUR, BEST_COLOUR, REST_COLOUR, INK, FAINT = "#1f5fd6", "#d9822b", "#c5cbd6", "#1c2430", "#e6e9ef"
+TITLES = {
+    "next_contact": "Next contact",
+    "new_link": "New link",
+    "reply": "Reply",
+    "unprompted_link": "Unprompted link",
+}
+STYLE = {
+    "font.family": "sans-serif",
+    "font.size": 9.5,
+    "axes.edgecolor": "#9aa3b2",
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "xtick.color": "#4a5565",
+    "ytick.color": "#4a5565",
+    "text.color": INK,
+    "svg.hashsalt": "friendrec",
+}
+
+
+def bars(metrics: dict[str, Any], state: str) -> str:
+    """Recall@10 of the model against every baseline, one panel a task, best first, with 95 % intervals."""
+    methods = len(metrics["baselines"]) + 1
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(11, 1.2 + 0.23 * methods * 2), layout="constrained")
+        for axes, task in zip(figure.subplots(2, 2).flat, TASKS, strict=True):
+            _bar_panel(axes, metrics, task, state)
+        return _svg(figure)
+
+
+def _bar_panel(axes: Axes, metrics: dict[str, Any], task: str, state: str) -> None:
+    scored = {name: figures[task][state] for name, figures in metrics["baselines"].items() if figures[task][state]}
+    own = metrics["tasks"][task][state]
+    if "recall@10" in own:
+        scored[MODEL] = own
+    best = own.get("best_baseline", {}).get("name")
+    order = sorted(scored, key=lambda name: scored[name]["recall@10"])
+    recall = np.array([scored[name]["recall@10"] for name in order])
+    ends = np.array([scored[name]["recall@10_ci"] for name in order]).reshape(-1, 2)
+    colours = [{MODEL: MODEL_COLOUR, best: BEST_COLOUR}.get(name, REST_COLOUR) for name in order]
+    axes.barh(order, recall, color=colours, height=0.72)
+    axes.hlines(order, ends[:, 0], ends[:, 1], color=INK, linewidth=0.9)
+    for name, value, end in zip(order, recall, ends[:, 1], strict=True):
+        axes.annotate(f"{value:.3f}", (max(value, end), name), (4, 0), textcoords="offset points", va="center", size=8)
+    axes.set_title(f"{TITLES[task]} ({metrics['tasks'][task]['events']:,} events)")
+    axes.set_xlim(0, max(0.05, 1.14 * float(ends.max(initial=0))))
+    axes.tick_params(axis="y", length=0, labelsize=8.5)
+    for label in axes.get_yticklabels():
+        if label.get_text() == MODEL:
+            label.set(fontweight="bold", color=MODEL_COLOUR)
+
+
+def curves(metrics: dict[str, Any], evaluation: Evaluation) -> str:
+    """Recall@k for k = 1..100, live drawn through and frozen dashed, model against the best baseline of each."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(11, 3.3), layout="constrained")
+        panels = figure.subplots(1, 4, sharey=True)
+        for axes, task in zip(panels, TASKS, strict=True):
+            for state, dashes in zip(STATES, ("-", (0, (3, 2))), strict=True):
+                best = metrics["tasks"][task][state].get("best_baseline", {}).get("name")
+                for method, colour in ((best, BEST_COLOUR), (MODEL, MODEL_COLOUR)):
+                    if method in evaluation.ranks:
+                        label = f"{'model' if method == MODEL else 'best baseline'}, {state}"
+                        curve = recall_curve(evaluation.of(method, task, state))
+                        axes.plot(np.arange(1, 101), curve, color=colour, linestyle=dashes, linewidth=1.7, label=label)
+            axes.set(title=TITLES[task], xlabel="k", xlim=(0, 100), ylim=(0, 1))
+            axes.grid(color=FAINT)
+        panels[0].set_ylabel("recall@k")
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
+        return _svg(figure)
+
+
+def slices(metrics: dict[str, Any]) -> str:
+    """Live Recall@10 by the length of the actor's history; under each bin the number of events."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(11, 2.9), layout="constrained")
+        panels = figure.subplots(1, 4, sharey=True)
+        places = np.arange(len(HISTORY_BINS))
+        for axes, task in zip(panels, TASKS, strict=True):
+            bins = [metrics["slices"]["history_length"][name][task]["live"] for name in HISTORY_BINS]
+            series = [("recall@10", "model", MODEL_COLOUR), ("best_baseline_recall@10", "best baseline", BEST_COLOUR)]
+            shown = [entry for entry in series if any(entry[0] in figures for figures in bins)]
+            for i, (key, label, colour) in enumerate(shown):
+                left = places + (i - (len(shown) - 1) / 2) * 0.38
+                axes.bar(left, [figures.get(key, 0) for figures in bins], 0.36, color=colour, label=label)
+            names = [f"{name}\n({figures['events']:,})" for name, figures in zip(HISTORY_BINS, bins, strict=True)]
+            axes.set_xticks(places, names, fontsize=8)
+            axes.set(title=TITLES[task], ylim=(0, 1))
+            axes.grid(axis="y", color=FAINT)
+            axes.set_axisbelow(True)
+        panels[0].set_ylabel("recall@10")
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+        return _svg(figure)
+
+
+def losses(lines: list[dict[str, Any]]) -> str:
+    """Training loss by step, and live validation Recall@10 of each task that training looked at."""
+    steps = [(line["step"], line["loss"]) for line in lines if "loss" in line]
+    looks = [(line["step"], line["validation"]) for line in lines if "validation" in line]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(11, 3.0), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        step, loss = np.array(steps).T
+        left.plot(step, loss, color=REST_COLOUR, linewidth=0.9)
+        width = max(1, len(loss) // 50)
+        smooth = np.convolve(loss, np.ones(width) / width, mode="valid")
+        left.plot(step[width - 1 :], smooth, color=MODEL_COLOUR, linewidth=1.8)
+        left.set(title="Training loss", xlabel="step")
+        tasks = [task for task in TASKS if looks and task in looks[0][1]]
+        for task, colour in zip(tasks, (MODEL_COLOUR, BEST_COLOUR, INK, "#3a9a6b"), strict=False):
+            recall = [figures[task].get("recall@10", np.nan) for _, figures in looks]
+            right.plot([at for at, _ in looks], recall, "o-", color=colour, markersize=4, label=TITLES[task])
+        right.set(title="Validation recall@10 during training", xlabel="step", ylim=(0, 1))
+        if tasks:
+            right.legend(frameon=False)
+        for axes in (left, right):
+            axes.grid(color=FAINT)
+        return _svg(figure)
+
+
+def _svg(figure: Figure) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()

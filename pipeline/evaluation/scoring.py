@@ -1,0 +1,66 @@
+"""A recommender asked about every scored event of a period, live or frozen."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from friendrec.datasets.prepared import PreparedData
+from friendrec.pipeline.evaluation.tasks import LEVELS, Events, Exclusions
+from friendrec.pipeline.retrieval.protocol import Queries, Ranker
+
+BLOCK_QUERIES = 1024
+
+
+class Recommender(Protocol):
+    """A trained model with the index of its candidates, which are the users of the train period."""
+
+    @property
+    def retriever(self) -> Ranker: ...
+
+    def queries(self, actors: NDArray[np.int64], as_of: NDArray[np.int64]) -> Queries:
+        """What each actor (dense row) would ask for given everything strictly before `as_of` (µs)."""
+        ...
+
+
+def recommender_ranks(
+    data: PreparedData,
+    events: Events,
+    exclusions: Exclusions,
+    recommender: Recommender,
+    state: str,
+    advance: Callable[[int], None] = lambda scored: None,
+) -> NDArray[np.float64]:
+    """Rank of each event's target at each level of exclusion, `[LEVELS, E]`; nan where no task asks.
+
+    `advance` is told how many events each block has scored.
+    """
+    actors, as_of, query = asked(data, events, state)
+    order = np.argsort(query, kind="stable")
+    levels = [events.at_level(level) for level in range(LEVELS)]
+    ranks = np.full((LEVELS, len(query)), np.nan)
+    for begin in range(0, len(actors), BLOCK_QUERIES):
+        end = min(begin + BLOCK_QUERIES, len(actors))
+        block = recommender.queries(actors[begin:end], as_of[begin:end])
+        chosen = order[slice(*np.searchsorted(query[order], [begin, end]))]
+        for level in range(LEVELS):
+            at = chosen[levels[level][chosen]]
+            hidden = exclusions.at(level, events.actor[at], events.timestamp[at])
+            queries = block.take(query[at] - begin).excluding(*hidden)
+            ranks[level, at] = recommender.retriever.rank(queries, events.target[at])
+        advance(len(chosen))
+    return ranks
+
+
+def asked(
+    data: PreparedData, events: Events, state: str
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """The distinct queries behind the events: actors, times (µs), and which of them each event asks.
+
+    Live, a query stands at the event's timestamp; frozen, at the end of the train period, once an actor.
+    """
+    as_of = events.timestamp if state == "live" else np.full(len(events.actor), data.train_until)
+    moments = np.stack([as_of, events.actor], axis=1)
+    distinct, query = np.unique(moments, axis=0, return_inverse=True)
+    return distinct[:, 1], distinct[:, 0], query.reshape(-1)

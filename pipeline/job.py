@@ -1,0 +1,193 @@
+"""A training job: what `train.fit` steps through, set up on every rank."""
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from torchrec.distributed import DistributedModelParallel
+
+from friendrec.datasets.packing import Tables
+from friendrec.datasets.prepared import load_prepared
+from friendrec.datasets.reader import Reader
+from friendrec.errors import FriendrecError
+from friendrec.pipeline.build import build_model
+from friendrec.pipeline.config import RunConfig
+from friendrec.pipeline.validation import Validation
+from friendrec.sharding import checkpoint
+from friendrec.sharding.optimizers import Optimizers
+from friendrec.sharding.parallel import process_group, shard
+from friendrec.sharding.plan import make_plan, plan_table, shards
+
+LOG_EVERY = 10  # steps between scalars
+
+
+@dataclass(kw_only=True)
+class Progress:
+    """How far training is: all of its state that is not in tensors, saved with every checkpoint."""
+
+    epoch: int = 0
+    batch: int = 0
+    """Batches read in this epoch."""
+    step: int = 0
+    seconds: float = 0.0
+    best_recall: float = -1.0
+    best_step: int = 0
+    stale: int = 0
+    """Validations since the best."""
+    preempted: bool = False
+
+
+@dataclass
+class Job:
+    """One rank's share of a training job."""
+
+    config: RunConfig
+    out: Path
+    reader: Reader
+    model: DistributedModelParallel
+    optimizers: Optimizers
+    validation: Validation
+    parameters: int
+    rank: int
+    world_size: int
+    writer: SummaryWriter | None
+
+    def agree(self, loss: Tensor, stop: bool, late: bool) -> tuple[float, bool, bool]:
+        """Mean loss over the global batch, and whether any rank was asked to stop or is late; before any row moves."""
+        sums = torch.stack([loss.detach(), loss.new_tensor(float(stop)), loss.new_tensor(float(late))])
+        dist.all_reduce(sums)
+        mean, stops, lates = (sums / self.world_size).tolist()
+        if not math.isfinite(mean):
+            raise FriendrecError(
+                f"the loss is {mean}: lower --dense-learning-rate or --table-learning-rate and start again in another "
+                "--out, or --resume from the last checkpoint, which is untouched"
+            )
+        return mean, stops > 0, lates > 0
+
+    def validate(self) -> dict[str, dict[str, float]]:
+        """Metrics of the tasks on events of the validation period, live."""
+        return self.validation.metrics(self.model.module)
+
+    def save(self, progress: Progress) -> None:
+        extra = {"progress": dataclasses.asdict(progress)}
+        checkpoint.save(
+            self.out / "checkpoints", progress.step, self.model, self.optimizers, extra, protect=progress.best_step
+        )
+
+    def restore(self) -> Progress:
+        """Progress of the newest checkpoint, loaded; from the start where there is none."""
+        newest = checkpoint.latest(self.out / "checkpoints")
+        if newest is None:
+            return Progress()
+        progress = Progress(**checkpoint.load(newest, self.model, self.optimizers)["progress"])
+        if self.rank == 0:
+            _forget_later(self.out / "metrics.jsonl", progress.step)
+        progress.preempted = False
+        return progress
+
+    def log(self, progress: Progress, **values: Any) -> None:
+        """A line of metrics.jsonl and TensorBoard scalars: losses every LOG_EVERY steps, validations always."""
+        if self.writer is None or ("validation" not in values and progress.step % LOG_EVERY):
+            return
+        line = {"step": progress.step, "epoch": progress.epoch, "seconds": round(progress.seconds, 2), **values}
+        with (self.out / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        for name, value in _flat(values).items():
+            self.writer.add_scalar(name, value, progress.step)
+
+    def say(self, text: str) -> None:
+        """One line to the person, from rank 0."""
+        if self.rank == 0:
+            Console().print(text, highlight=False, soft_wrap=True)
+
+    @contextmanager
+    def progress_bar(self, total: int, done: int) -> Iterator[Callable[[float], None]]:
+        """A bar on rank 0 with loss, examples/s and the time left; yields what to call with each step's loss."""
+        if self.rank:
+            yield lambda loss: None
+            return
+        columns = (
+            TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]:.4f}"),
+            TextColumn("{task.fields[rate]:,.0f} examples/s"), TimeRemainingColumn(),
+        )  # fmt: skip
+        with Bar(*columns, console=Console(stderr=True)) as bar:
+            task = bar.add_task("", total=total, completed=done, loss=math.nan, rate=0.0)
+
+            def advance(loss: float) -> None:
+                bar.update(task, advance=1, loss=loss, rate=(bar.tasks[0].speed or 0) * self.config.reader.batch_size)
+
+            yield advance
+
+
+@contextmanager
+def start(config: RunConfig, data_path: Path, out: Path) -> Iterator[Job]:
+    """Set up this rank: process group, reader, sharded model, optimizers; the plan is printed on rank 0."""
+    local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_ranks))
+    data = load_prepared(data_path)
+    with process_group() as device:
+        rank, world_size = dist.get_rank(), dist.get_world_size()
+        reader = Reader(data, config.context, config.reader, config.training.seed, rank, world_size)
+        model = build_model(config, reader.packer.tables)
+        if model.copy_term is not None:
+            model.copy_term.standardise(_contact_sample(reader))
+        parameters = sum(p.numel() for p in model.parameters())
+        plan = make_plan(model, world_size, group=dist.group.WORLD)
+        if rank == 0:
+            Console(stderr=True).print(plan_table(model, plan, world_size))
+            (out / "plan.json").write_text(json.dumps([dataclasses.asdict(s) for s in shards(plan)], indent=1))
+        sharded = shard(model, plan, device, config.training.seed)
+        yield Job(
+            config=config,
+            out=out,
+            reader=reader,
+            model=sharded,
+            optimizers=Optimizers(sharded, config.optimizer),
+            validation=Validation.sample(reader.packer, config.training.validation_events),
+            parameters=parameters,
+            rank=rank,
+            world_size=world_size,
+            writer=SummaryWriter(str(out / "tensorboard")) if rank == 0 else None,
+        )
+
+
+def print_plan(config: RunConfig, data_path: Path, world_size: int) -> None:
+    """The sharding plan for a number of processes, made without them."""
+    model = build_model(config, Tables.of(load_prepared(data_path)))
+    Console().print(plan_table(model, make_plan(model, world_size), world_size))
+
+
+def _contact_sample(reader: Reader, size: int = 2000) -> Tensor:
+    """Pair features at examples spread evenly over the train period, the same on every rank."""
+    chosen = np.linspace(0, len(reader.entry) - 1, min(size, len(reader.entry))).astype(np.int64)
+    times = reader.data.timestamp[reader.entry[chosen]]
+    contacts = reader.packer.state.contacts(reader.user[chosen], times, reader.packer.config.contacts)
+    return torch.from_numpy(contacts.features)
+
+
+def _forget_later(path: Path, step: int) -> None:
+    """Drop the lines of steps that a resumed run will take again."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    path.write_text("".join(f"{line}\n" for line in lines if json.loads(line)["step"] <= step))
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, float]:
+    """Nested scalars by path: `{"a": {"b": 1}}` -> `{"a/b": 1}`."""
+    flat: dict[str, float] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}/") if isinstance(value, dict) else {prefix + name: float(value)}
+    return flat

@@ -1,0 +1,147 @@
+"""Run the whole chain: prepare, train, export, index, evaluate, recommend, each stage as a TorchX job.
+
+Writes OUT/{data,run,embeddings,index,report,recommendations} and the jobs' logs to OUT/logs. The same command again
+goes on at the first stage that is not finished.
+"""
+
+import json
+import os
+import shlex
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from friendrec.errors import FriendrecError
+from friendrec.pipeline.publish import fingerprint, open_published
+
+EXAMPLES = """
+friendrec pipeline --interactions log.parquet --out work
+friendrec pipeline --interactions log.parquet --out work --nproc 2 --train-args "--max-minutes 5"
+friendrec pipeline --interactions log.parquet --out work --prepare-args "--columns actor_id=src --time-unit ms"
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PipelineOptions:
+    interactions: str
+    """Interaction log: Parquet file, directory or URL."""
+    out: str
+    """Directory for everything that is made."""
+    preset: str = "two_tower_mlp"
+    """What to train: see `friendrec train --help`."""
+    nproc: int = 2
+    """Processes that train and export together: one a GPU, or a few on a CPU."""
+    scheduler: str = "local_cwd"
+    """TorchX scheduler that runs the stages: local_cwd is this machine."""
+    scheduler_args: str = ""
+    """Its options, as in `torchx run -cfg key=value,key=value`."""
+    prepare_args: str = ""
+    """More options of `friendrec prepare`, in one string."""
+    train_args: str = ""
+    """More options of `friendrec train`, in one string."""
+    evaluate_args: str = "--baselines"
+    """More options of `friendrec evaluate`, in one string."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One job: `friendrec VERB ARGS`, which publishes `output`."""
+
+    verb: str
+    output: str
+    args: tuple[str, ...]
+    nproc: int = 1
+
+
+def main(options: PipelineOptions) -> None:
+    """Run what is not finished yet, then say what came out."""
+    from friendrec.pipeline.summary import print_summary
+
+    out = options.out if "://" in options.out else str(Path(options.out).absolute())
+    _remember(options, out)
+    for stage in _unfinished(_stages(options, out)):
+        _run(stage, options, out)
+        if not _is_finished(stage):
+            raise FriendrecError(f"{stage.verb} stopped before its end: run the same command to go on")
+    print_summary(out)
+
+
+def _stages(options: PipelineOptions, out: str) -> list[Stage]:
+    data, run, embeddings, index = (f"{out}/{name}" for name in ("data", "run", "embeddings", "index"))
+    report, recommendations = f"{out}/report", f"{out}/recommendations"
+    interactions = options.interactions if "://" in options.interactions else os.path.abspath(options.interactions)
+    prepare, train, evaluate = map(shlex.split, (options.prepare_args, options.train_args, options.evaluate_args))
+    model = ("--run", run, "--data", data)
+    return [
+        Stage("prepare", data, ("--interactions", interactions, *prepare)),
+        Stage("train", run, (options.preset, "--data", data, *train), options.nproc),
+        Stage("export", embeddings, model, options.nproc),
+        Stage("index", index, ("--embeddings", embeddings, "--kind", "exact")),
+        Stage("evaluate", report, (*model, "--index", index, *evaluate)),
+        Stage("recommend", recommendations, (*model, "--index", index)),
+    ]
+
+
+def _unfinished(stages: list[Stage]) -> Iterator[Stage]:
+    """The first stage without a result and all after it, whose results would be of something else."""
+    fresh = False
+    for number, stage in enumerate(stages, 1):
+        fresh = fresh or not _is_finished(stage)
+        print(f"[{number}/{len(stages)}] {stage.verb}{'' if fresh else ': finished before'}", flush=True)
+        if fresh:
+            yield stage
+
+
+def _is_finished(stage: Stage) -> bool:
+    try:
+        open_published(stage.output)
+    except FriendrecError:
+        return False
+    return True
+
+
+def _remember(options: PipelineOptions, out: str) -> None:
+    """Hold the directory to one log and one set of options: going on with others would mix two models."""
+    import fsspec
+
+    settings = asdict(options) | {"interactions": fingerprint(options.interactions)}
+    for name in ("out", "nproc", "scheduler", "scheduler_args"):
+        del settings[name]
+    fs, root = fsspec.core.url_to_fs(f"{out}/pipeline.json")
+    if fs.exists(root):
+        before = json.loads(fs.cat_file(root))
+        changed = [name for name, value in settings.items() if before.get(name) != value]
+        if changed:
+            names = " and ".join(f"--{name.replace('_', '-')}" for name in changed)
+            raise FriendrecError(f"{out} was begun with other {names}: choose another --out")
+        return
+    fs.makedirs(root.rpartition("/")[0], exist_ok=True)
+    fs.pipe_file(root, json.dumps(settings, indent=1).encode())
+
+
+def _run(stage: Stage, options: PipelineOptions, out: str) -> None:
+    """Run one stage as a job and wait for it, with its output on ours. A signal ends the job, then us."""
+    from torchx.runner import get_runner
+    from torchx.schedulers.local_scheduler import SignalException
+    from torchx.specs import AppState
+
+    from friendrec.torchx_components import components
+
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # the jobs' `python`
+    several = {"nproc": stage.nproc} if stage.nproc > 1 else {}
+    app = getattr(components, stage.verb)(*stage.args, "--out", stage.output, **several)
+    try:
+        with get_runner() as runner:
+            cfg = runner.scheduler_run_opts(options.scheduler).cfg_from_str(options.scheduler_args)
+            if options.scheduler == "local_cwd" and "://" not in out:
+                cfg.setdefault("log_dir", f"{out}/logs")
+            handle = runner.run(app, options.scheduler, cfg)
+            for line in runner.log_lines(handle, stage.verb, should_tail=True):
+                print(line, end="" if line.endswith("\n") else "\n", flush=True)
+            status = runner.wait(handle, wait_interval=0.2)
+    except SignalException as interrupt:
+        sys.exit(128 + interrupt.sigval)
+    if status is None or status.state != AppState.SUCCEEDED:
+        state = status.state.name.lower() if status else "lost"
+        raise FriendrecError(f"{stage.verb} {state}, see its output above; the same command goes on from here")

@@ -1,0 +1,128 @@
+"""Recommend friends to every user: Parquet of user_id, rank, candidate_id, score.
+
+Users never see themselves, whom they have already contacted, or who is blocked either way.
+"""
+
+from dataclasses import dataclass
+
+from typing import TYPE_CHECKING
+
+from friendrec.errors import FriendrecError
+from friendrec.pipeline.publish import is_finished
+from friendrec.pipeline.times import end_of_log, format_time, parse_time
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from friendrec.datasets.prepared import PreparedData
+
+EXAMPLES = """
+friendrec recommend --run RUN --data DATA --index INDEX --k 100 --out RECS
+friendrec recommend --run RUN --data DATA --index INDEX --users cohort.parquet --as-of 2025-01-01T00:00:00Z --out RECS
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecommendOptions:
+    """For whom, as of when, how many."""
+
+    run: str
+    """Finished run: what `friendrec train` made; it encodes the queries."""
+    data: str
+    """Prepared data that the run was trained on."""
+    index: str
+    """Index of the run's target vectors: what `friendrec index` made."""
+    out: str
+    """Directory of the recommendations: part-<rank>.parquet."""
+    users: str | None = None
+    """Parquet file with a column user_id; by default every user of the data."""
+    as_of: str | None = None
+    """Time (ISO 8601, UTC unless it says otherwise) before which events count; by default the end of the log."""
+    k: int = 100
+    """Recommendations a user; fewer where fewer candidates are allowed."""
+
+
+def main(options: RecommendOptions) -> None:
+    """Each rank answers its share of the users."""
+    if options.k < 1:
+        raise FriendrecError(f"--k {options.k}: ask for at least 1 recommendation")
+    inputs = {"run": options.run, "data": options.data, "index": options.index}
+    inputs |= {"users": options.users} if options.users else {}
+    if is_finished(options.out, kind="recommendations", options=options, inputs=inputs):
+        print(f"{options.out} is up to date")
+        return
+    import numpy as np
+    import torch.distributed as dist
+    from rich.progress import track
+
+    from friendrec.pipeline.inference import num_blocks, open_recommender
+    from friendrec.pipeline.together import publish_together
+    from friendrec.sharding.parallel import process_group
+
+    recommender = open_recommender(options.run, options.data, options.index)
+    data = recommender.data
+    as_of = parse_time(options.as_of, "--as-of") if options.as_of else end_of_log(data)
+    users = chosen_users(options.users, data)
+    with process_group():
+        rank, share = dist.get_rank(), np.array_split(users, dist.get_world_size())[dist.get_rank()]
+        extra = {"as_of": as_of, "users": len(users), "k": options.k}
+        with publish_together(
+            options.out, kind="recommendations", options=options, inputs=inputs, extra=extra
+        ) as attempt:
+            blocks = np.array_split(share, num_blocks(len(share)))
+            rows = [
+                recommender.recommend(block, np.full(len(block), as_of), options.k)
+                for block in track(blocks, "recommending", disable=rank > 0)
+            ]
+            ids, scores = (np.concatenate(part) for part in zip(*rows, strict=True))
+            _write(attempt / f"part-{rank}.parquet", data, share, ids, scores)
+        if rank == 0:
+            print(f"{len(users):,} users as of {format_time(as_of)}: {options.out}")
+
+
+def chosen_users(file: str | None, data: "PreparedData") -> "NDArray[np.int64]":
+    """Dense rows of the users named in a Parquet file, in its order, or of all."""
+    import numpy as np
+    import pandas as pd
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if file is None:
+        return np.arange(data.num_users)
+    try:
+        wanted = pq.read_table(file, columns=["user_id"])["user_id"].to_numpy()
+    except (OSError, pa.ArrowException) as error:
+        reason = str(error).splitlines()[0]
+        raise FriendrecError(f"--users {file}: {reason}; give a Parquet file with a column user_id") from None
+    rows = pd.Index(data.user_ids).get_indexer(wanted)
+    if (unknown := wanted[rows < 0]).size:
+        raise FriendrecError(
+            f"--users {file}: {unknown.size} users are not in the prepared data, the first is {unknown[0]}; "
+            "prepare a log that holds them, or leave them out"
+        )
+    return rows.astype(np.int64)
+
+
+def _write(
+    path: "Path",
+    data: "PreparedData",
+    users: "NDArray[np.int64]",
+    ids: "NDArray[np.int64]",
+    scores: "NDArray[np.float32]",
+) -> None:
+    """One row a recommendation; `ids` and `scores` are `[users, k]`, id -1 where there is none."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    query, place = np.nonzero(ids >= 0)
+    columns = {
+        "user_id": data.user_ids[users[query]],
+        "rank": (place + 1).astype(np.int32),
+        "candidate_id": data.user_ids[ids[query, place]],
+        "score": scores[query, place],
+    }
+    pq.write_table(pa.table(columns), path)

@@ -1,0 +1,179 @@
+"""Train a model on prepared data, in one process or many.
+
+The loop is `fit`, top to bottom: read, look up, loss, backward, step, log, checkpoint, validate. The same command runs
+alone, under torchrun and as a TorchX job; the losses agree at any number of processes.
+"""
+
+import dataclasses
+import json
+import os
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from friendrec.errors import FriendrecError
+from friendrec.pipeline.arguments import parse_options
+from friendrec.pipeline.config import PRESETS, RunConfig, preset
+from friendrec.pipeline.publish import fingerprint, is_finished, open_published, write_manifest
+
+if TYPE_CHECKING:
+    from friendrec.pipeline.job import Job, Progress
+
+EXAMPLES = """
+friendrec train two_tower_mlp --data DATA --out RUN
+friendrec train two_tower_mlp --data DATA --out RUN --epochs 5 --dim 32 --no-copy-term
+friendrec train two_tower_mlp --data DATA --out RUN --plan-only --world-size 8
+torchrun --nproc-per-node 2 --no-python friendrec train two_tower_mlp --data DATA --out RUN --resume
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """What to train, on what, and where to put it."""
+
+    data: str
+    """Prepared data set: what `friendrec prepare` made."""
+    out: str
+    """Directory of the run: config, checkpoints, metrics."""
+    resume: bool = False
+    """Go on from the newest checkpoint in --out; start there where there is none."""
+    plan_only: bool = False
+    """Print the sharding plan and the memory a rank needs, and stop."""
+    world_size: int = 1
+    """Processes to plan for with --plan-only; training itself takes as many as were started."""
+    config: Annotated[RunConfig, tyro.conf.OmitArgPrefixes]
+    """The preset's fields, each to be overridden."""
+
+
+def parse(argv: list[str]) -> TrainOptions:
+    """`PRESET --data DATA --out RUN [any config field]`."""
+    names = ", ".join(PRESETS)
+    if not argv or argv[0].startswith("-"):
+        if not {"-h", "--help"} & set(argv):
+            raise FriendrecError(f"name a preset first: friendrec train PRESET --data DATA --out RUN; presets: {names}")
+        argv = [next(iter(PRESETS)), "--help"]
+    default = TrainOptions(data=tyro.MISSING, out=tyro.MISSING, config=preset(argv[0]))
+    description = f"{__doc__}\n\nPresets: {names}. Defaults below are those of {argv[0]}."
+    return parse_options(
+        TrainOptions, argv[1:], prog=f"friendrec train {argv[0]}", description=description, examples=EXAMPLES,
+        default=default,
+    )  # fmt: skip
+
+
+def main(options: TrainOptions) -> None:
+    """Plan, train, publish."""
+    data, _ = open_published(options.data, "data")
+    out, config = Path(options.out), options.config
+    if is_finished(out, kind="run", options=config, inputs={"data": data}):
+        print(f"{out} is up to date")
+        return
+    from friendrec.pipeline import job
+
+    if options.plan_only:
+        job.print_plan(config, data, options.world_size)
+        return
+    if int(os.environ.get("RANK", 0)) == 0:
+        _claim(out, config, data, options.resume)
+    with job.start(config, data, out) as running:
+        progress = fit(running, running.restore())
+        if progress.preempted:
+            running.say(f"stopped on request after step {progress.step}; go on with --resume")
+        elif running.rank == 0:
+            _publish(running, progress, options)
+
+
+def fit(job: "Job", progress: "Progress") -> "Progress":
+    """Train to the last epoch, the time limit, early stopping or SIGTERM, whichever comes first."""
+    training = job.config.training
+    total = training.epochs * job.reader.steps
+    stop = _StopRequest()
+    started = time.monotonic() - progress.seconds
+    with job.progress_bar(total, progress.step) as bar:
+        late = False
+        while progress.epoch < training.epochs and not late:
+            for batch in job.reader.batches(progress.epoch, progress.batch):
+                factor = job.optimizers.start_step(progress.step, total)
+                loss = job.model(batch)
+                mean_loss, stopping, late = job.agree(loss, stop.requested, progress.seconds > 60 * training.max_minutes)
+                loss.backward()
+                norm = job.optimizers.finish_step()
+                progress.step, progress.batch = progress.step + 1, progress.batch + 1
+                progress.seconds = time.monotonic() - started
+                bar(mean_loss)
+                job.log(progress, loss=mean_loss, learning_rate_factor=factor, gradient_norm=norm)
+                if stopping:
+                    progress.preempted = True
+                    job.save(progress)
+                    return progress
+                if progress.step % training.checkpoint_steps == 0 and progress.batch < job.reader.steps:
+                    job.save(progress)
+                if late:
+                    break
+            progress.epoch, progress.batch = progress.epoch + 1, 0
+            _judge(job, progress)
+            job.save(progress)
+            if training.patience and progress.stale >= training.patience:
+                break
+    return progress
+
+
+def _judge(job: "Job", progress: "Progress") -> None:
+    """Validate; remember the best step."""
+    metrics = job.validate()
+    recall = metrics[job.config.training.stop_on]["recall@10"]
+    progress.stale += 1
+    if recall > progress.best_recall:
+        progress.best_recall, progress.best_step, progress.stale = recall, progress.step, 0
+    job.log(progress, validation=metrics)
+
+
+class _StopRequest:
+    """SIGTERM, noted for the end of the step."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        signal.signal(signal.SIGTERM, self._note)
+
+    def _note(self, signum: int, frame: FrameType | None) -> None:
+        self.requested = True
+
+
+def _claim(out: Path, config: RunConfig, data: Path, resume: bool) -> None:
+    """Make the run's directory, or take up one that was left unfinished by the same config on the same data."""
+    identity = {"config": config.to_dict(), "data": fingerprint(data)}
+    if (out / "manifest.json").exists():
+        raise FriendrecError(f"{out} holds a finished run of another config or data: choose another --out")
+    if (out / "config.json").exists():
+        if not resume:
+            raise FriendrecError(f"{out} holds an unfinished run: pass --resume to go on, or choose another --out")
+        if json.loads((out / "config.json").read_text()) != json.loads(json.dumps(identity)):
+            raise FriendrecError(f"{out} was begun with another config or data: choose another --out")
+    elif out.exists() and any(out.iterdir()):
+        raise FriendrecError(f"{out} exists and is no run: choose another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "config.json").write_text(json.dumps(identity, indent=1))
+
+
+def _publish(job: "Job", progress: "Progress", options: TrainOptions) -> None:
+    """The manifest makes the directory a run; it names the best checkpoint."""
+    examples = progress.step * job.config.reader.batch_size
+    extra: dict[str, Any] = {
+        "checkpoint": f"checkpoints/step-{progress.best_step}",
+        "preset": job.config.preset,
+        "parameters": job.parameters,
+        "world_size": job.world_size,
+        "train_seconds": round(progress.seconds, 1),
+        "examples_per_second": round(examples / max(progress.seconds, 1e-9)),
+        "progress": dataclasses.asdict(progress),
+    }
+    write_manifest(job.out, kind="run", options=job.config, inputs={"data": options.data}, extra=extra)
+    job.say(
+        f"trained {progress.step} steps in {progress.seconds:.0f} s ({extra['examples_per_second']:,} examples/s); "
+        f"best live {job.config.training.stop_on} Recall@10 {progress.best_recall:.3f} at step {progress.best_step}: "
+        f"{options.out}"
+    )

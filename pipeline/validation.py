@@ -1,0 +1,84 @@
+"""Validation during training: every rank ranks the candidates it owns, and the counts add up.
+
+No rank ever holds the target vectors of all users: rank r encodes its ⌈N / W⌉ of them, and a target's rank is one
+plus the sum over ranks of the candidates scored higher, and half of those tied.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+
+from friendrec.datasets.packing import Packer
+from friendrec.models.two_tower import TwoTower
+from friendrec.pipeline.evaluation.metrics import summary
+from friendrec.pipeline.evaluation.tasks import LEVEL, Events, Exclusions, scored_events
+from friendrec.pipeline.inference import encode_queries, encode_targets, num_blocks
+from friendrec.pipeline.retrieval.exact import ExactIndex
+from friendrec.pipeline.retrieval.protocol import Queries
+
+TASKS = ("next_contact", "new_link")
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Events of the validation period to rank, live."""
+
+    packer: Packer
+    events: Events
+    exclusions: Exclusions
+
+    @classmethod
+    def sample(cls, packer: Packer, num_events: int) -> "Validation":
+        """Up to `num_events` scored events, spread evenly over the validation period."""
+        exclusions = Exclusions.of(packer.data)
+        events, _ = scored_events(packer.data, "validation", exclusions)
+        total = len(events.index)
+        chosen = np.linspace(0, total - 1, min(num_events, total)).astype(np.int64)
+        return cls(packer, events.take(chosen), exclusions)
+
+    def metrics(self, model: TwoTower) -> dict[str, dict[str, float]]:
+        """Metrics of each task; all ranks call it together."""
+        model.eval()
+        queries, shard = self._queries(model), self._own_candidates(model)
+        model.train()
+        return {task: summary(self._ranks(task, queries, *shard)) for task in TASKS}
+
+    def _queries(self, model: TwoTower) -> Queries:
+        """All queries, each rank having encoded its share."""
+        shares = np.array_split(np.arange(len(self.events.index)), dist.get_world_size())
+        own = self.events.take(shares[dist.get_rank()])
+        encoded = encode_queries(model, self.packer, own.actor, own.timestamp, num_blocks(len(shares[0])))
+        gathered = [encoded] * len(shares)
+        dist.all_gather_object(gathered, encoded)
+        return Queries.concatenate(gathered)
+
+    def _own_candidates(self, model: TwoTower) -> tuple[int, ExactIndex]:
+        """The first candidate of this rank's share, and the share as an index."""
+        total = self.packer.data.num_train_users
+        share = -(-total // dist.get_world_size())
+        first = min(dist.get_rank() * share, total)
+        own = np.arange(first, min(first + share, total))
+        return first, ExactIndex(encode_targets(model, self.packer, own, num_blocks(share)), own)
+
+    def _ranks(self, task: str, queries: Queries, first: int, shard: ExactIndex) -> NDArray[np.float64]:
+        chosen = np.flatnonzero(self.events.of_task(task))
+        events = self.events.take(chosen)
+        hidden = self.exclusions.at(LEVEL[task], events.actor, events.timestamp)
+        local = queries.take(chosen).excluding(*hidden).within(first, len(shard))
+        targets = events.target - first
+        owned = (targets >= 0) & (targets < len(shard))
+        scores = np.zeros(len(chosen), np.float32)
+        scores[owned] = shard.scores_of(local.take(np.flatnonzero(owned)), targets[owned, None])[:, 0]
+        scores = _sum(scores)  # every target has one owner
+        higher, tied = shard.count_better(local, scores, np.where(owned, targets, -1))
+        return 1 + _sum(higher) + _sum(tied) / 2
+
+
+def _sum(values: np.ndarray) -> np.ndarray:
+    """Sum over ranks."""
+    total = torch.from_numpy(values.copy())
+    dist.all_reduce(total)
+    return total.numpy()

@@ -1,0 +1,36 @@
+"""Rates of training; free of torch, so that the command line stays quick."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from friendrec.errors import FriendrecError
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """Rates are per step on the mean loss of the global batch, so the world size never enters them."""
+
+    table_learning_rate: float = 0.05
+    """Peak rate of row-wise Adagrad on the tables. Raise it when rare users stay near their first rows."""
+    dense_learning_rate: float = 3e-3
+    """Peak rate of AdamW on everything else. Lower it when the loss spikes."""
+    warmup_share: float = 0.1
+    """Share of all steps over which both rates rise linearly from 0; 0 starts at the peak."""
+    decay: Literal["cosine", "linear", "constant"] = "cosine"
+    """How both rates go from the peak towards 0 at the last step; constant keeps the peak."""
+    weight_decay: float = 1e-4
+    """AdamW's decoupled decay of dense matrices; biases, norms and tables are not decayed."""
+    clip_norm: float = 1.0
+    """Largest global norm of the dense gradient. The tables' fused update is out of its reach."""
+
+    def __post_init__(self) -> None:
+        for name in ("table_learning_rate", "dense_learning_rate", "weight_decay"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
+                raise FriendrecError(f"{name} is {getattr(self, name)}: choose a finite number of at least 0")
+        if not 0 <= self.warmup_share < 1:
+            raise FriendrecError(f"warmup_share is {self.warmup_share}: choose a share in [0, 1)")
+        if not self.clip_norm > 0:
+            raise FriendrecError(f"clip_norm is {self.clip_norm}: choose a number above 0 (inf switches it off)")
+        if self.decay not in ("cosine", "linear", "constant"):
+            raise FriendrecError(f"decay is {self.decay!r}: choose cosine, linear or constant")

@@ -1,0 +1,104 @@
+"""Checkpoints move between world sizes whole, and damaged or foreign ones are refused in one line."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from friendrec.errors import FriendrecError
+from friendrec.sharding import checkpoint
+from friendrec.sharding.tables import Table
+
+from .harness import Workers
+from .toy import TABLES, sharded, train
+
+EXTRA = {"epoch": 1, "step": 10, "config": {"dim": 8}}
+
+
+def save_and_go_on(folder: Path) -> tuple[list[float], torch.Tensor]:
+    dmp, optimizers = sharded()
+    train(dmp, optimizers, range(10))
+    checkpoint.save(folder, 10, dmp, optimizers, EXTRA)
+    noise = torch.rand(3)
+    return train(dmp, optimizers, range(10, 20)), noise
+
+
+def resume(folder: Path) -> tuple[dict[str, Any], list[float], torch.Tensor]:
+    dmp, optimizers = sharded()
+    path = checkpoint.latest(folder)
+    assert path is not None
+    extra = checkpoint.load(path, dmp, optimizers)
+    noise = torch.rand(3)
+    return extra, train(dmp, optimizers, range(10, 20)), noise
+
+
+@pytest.mark.parametrize(("saved", "loaded"), [(2, 1), (2, 3), (1, 2), (3, 2), (2, 2)])
+def test_a_checkpoint_moves_between_world_sizes(workers: Workers, tmp_path: Path, saved: int, loaded: int) -> None:
+    uninterrupted = workers.run(saved, save_and_go_on, tmp_path)
+    for rank, (extra, losses, noise) in enumerate(workers.run(loaded, resume, tmp_path)):
+        assert extra == EXTRA
+        assert losses == pytest.approx(uninterrupted[0][0], abs=1e-6)
+        if rank < saved:
+            assert torch.equal(noise, uninterrupted[rank][1])
+
+
+def save_steps(folder: Path, steps: list[int], keep: int) -> list[str]:
+    dmp, optimizers = sharded()
+    for step in steps:
+        checkpoint.save(folder, step, dmp, optimizers, {}, keep=keep)
+    dist.barrier()
+    return sorted(path.name for path in folder.iterdir())
+
+
+def refusal(path: Path, hidden: int, tables: tuple[Table, ...]) -> str:
+    dmp, optimizers = sharded(hidden=hidden, tables=tables)
+    with pytest.raises(FriendrecError) as caught:
+        checkpoint.load(path, dmp, optimizers)
+    return str(caught.value)
+
+
+def load_model_only(path: Path) -> dict[str, Any]:
+    return checkpoint.load(path, sharded()[0])
+
+
+def test_the_newest_stay_and_the_model_alone_can_be_read(workers: Workers, tmp_path: Path) -> None:
+    (tmp_path / ".step-9").mkdir()  # what a killed run left
+    names = workers.run(2, save_steps, tmp_path, [2, 10, 11], 2)
+    assert names == [["step-10", "step-11"]] * 2
+    assert checkpoint.latest(tmp_path) == tmp_path / "step-11"
+    assert workers.run(1, load_model_only, tmp_path / "step-11") == [{}]
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_refused(workers: Workers, tmp_path: Path) -> None:
+    workers.run(2, save_steps, tmp_path, [1, 2, 3], 3)
+    shard = tmp_path / "step-3" / "__1_0.distcp"
+    shard.write_bytes(shard.read_bytes()[:-100])
+    (tmp_path / "step-2" / "checkpoint.json").unlink()
+    assert checkpoint.latest(tmp_path) == tmp_path / "step-1"
+    for step, reason in ((3, "__1_0.distcp has another size"), (2, "not a complete checkpoint")):
+        (line,) = workers.run(1, refusal, tmp_path / f"step-{step}", 16, TABLES)
+        assert reason in line
+        assert "\n" not in line
+    metadata = tmp_path / "step-1" / ".metadata"
+    metadata.write_bytes(b"\0" * metadata.stat().st_size)
+    (line,) = workers.run(1, refusal, tmp_path / "step-1", 16, TABLES)
+    assert "cannot be read" in line
+    assert "\n" not in line
+
+
+def test_a_checkpoint_of_another_model_is_refused(workers: Workers, tmp_path: Path) -> None:
+    workers.run(1, save_steps, tmp_path, [1], 1)
+    longer = (Table("user", 102, 8, ("user",)), *TABLES[1:])
+    other = (*TABLES[:2], Table("course", 2, 8, ("direction",)))
+    for hidden, tables, name in ((32, TABLES, "hidden.bias"), (16, longer, "user.w"), (16, other, "course.w")):
+        for line in workers.run(2, refusal, tmp_path / "step-1", hidden, tables):
+            assert "another model" in line
+            assert name in line
+            assert "\n" not in line
+
+
+def test_nothing_saved_is_nothing_latest(tmp_path: Path) -> None:
+    assert checkpoint.latest(tmp_path) is None
+    assert checkpoint.latest(tmp_path / "absent") is None

@@ -1,0 +1,144 @@
+"""The command line answers fast, explains itself, and tells a mistake in one line with its remedy."""
+
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated, Literal
+
+import pytest
+import tyro
+
+from friendrec.errors import FriendrecError
+from friendrec.pipeline import cli
+from friendrec.pipeline.arguments import comma_list, comma_map, did_you_mean, parse_options
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareOptions:
+    preset: Annotated[Literal["two_tower_mlp", "stu"], tyro.conf.Positional] = "stu"
+    """What to make."""
+    train_until: int
+    """End of the train period. Unit: seconds."""
+    rate: float = 0.1
+    """Unit: none."""
+    resume: bool = False
+    """Go on."""
+
+
+def parse(*argv: str) -> PrepareOptions:
+    return parse_options(PrepareOptions, argv, prog="friendrec prepare", description="Prepare.", examples="\nex 1\n")
+
+
+def test_dashes_and_underscores_are_the_same() -> None:
+    expected = PrepareOptions(train_until=3, rate=1e-3, resume=True)
+    assert parse("--train-until", "3", "--rate", "1e-3", "--resume") == expected
+    assert parse("--train_until=3", "--rate=1e-3", "--resume") == expected
+
+
+@pytest.mark.parametrize(
+    ("argv", "line"),
+    [
+        (["--train-untill", "3"], "`friendrec prepare` has no argument --train-untill: did you mean --train-until?"),
+        (["--train-until", "3", "--rat=2"], "`friendrec prepare` has no argument --rat=2: did you mean --rate?"),
+        (["--train-until", "3", "stu", "x"], "`friendrec prepare` has no argument x: see `friendrec prepare --help`"),
+        ([], "`friendrec prepare` needs --train-until: see `friendrec prepare --help`"),
+        (["--train-until"], "--train-until needs a value: see `friendrec prepare --help`"),
+        (["two_tower", "--train-until", "3"], "PRESET cannot be two_tower: did you mean two_tower_mlp?"),
+        (
+            ["--train-until", "soon"],
+            "--train-until: invalid literal for int() with base 10: 'soon': see `friendrec prepare --help`",
+        ),
+    ],
+)
+def test_mistakes_are_one_line(argv: list[str], line: str) -> None:
+    with pytest.raises(FriendrecError) as raised:
+        parse(*argv)
+    assert str(raised.value) == line
+
+
+def test_help_shows_fields_and_examples(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as raised:
+        parse("--help")
+    assert raised.value.code == 0
+    text = capsys.readouterr().out
+    assert "Unit: seconds" in text
+    assert text.endswith("examples:\n  ex 1\n")
+
+
+def test_comma_strings() -> None:
+    assert comma_list("follow, message,") == ["follow", "message"]
+    assert comma_map("request=history, accept=target", "--roles") == {"request": "history", "accept": "target"}
+    for text in ("request", "=history", "request="):
+        with pytest.raises(FriendrecError, match="expected name=value pairs such as --roles a=b,c=d"):
+            comma_map(text, "--roles")
+
+
+def test_did_you_mean() -> None:
+    assert did_you_mean("evalute", cli.VERBS) == "did you mean evaluate?"
+    assert did_you_mean("xyz", ["index", "train"]) == "choose one of index, train"
+
+
+def failing(error: BaseException) -> ModuleType:
+    module = ModuleType("prepare", "Prepare.")
+
+    def main(options: PrepareOptions) -> None:
+        raise error
+
+    vars(module).update(PrepareOptions=PrepareOptions, EXAMPLES="", main=main)
+    return module
+
+
+def test_exit_codes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["prepare", "--train-until", "3"]
+    monkeypatch.setattr(cli, "_module", lambda verb: failing(FriendrecError("no such log: pass --interactions")))
+    assert cli.main(argv) == 2
+    assert capsys.readouterr().err == "error: no such log: pass --interactions\n"
+    monkeypatch.setattr(cli, "_module", lambda verb: failing(KeyboardInterrupt()))
+    assert cli.main(argv) == 130
+    monkeypatch.setattr(cli, "_module", lambda verb: failing(ZeroDivisionError()))
+    with pytest.raises(ZeroDivisionError):  # a mistake of ours is not dressed up as the user's
+        cli.main(argv)
+
+
+def test_unknown_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["trian", "--x"]) == 2
+    assert capsys.readouterr().err == "error: there is no verb 'trian': did you mean train?\n"
+
+
+def friendrec(*argv: str, cwd: Path | None = None) -> tuple[subprocess.CompletedProcess[str], float]:
+    """Run the command in a process of its own; seconds of processor time, which a busy machine does not change."""
+    before = os.times()
+    command = [sys.executable, "-P", "-m", "friendrec", *argv]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
+    after = os.times()
+    return result, after.children_user + after.children_system - before.children_user - before.children_system
+
+
+def test_overview_names_every_verb_in_under_a_second() -> None:
+    result, seconds = friendrec("--help")
+    assert result.returncode == 0, result.stderr
+    for verb in cli.VERBS:
+        assert f"\n  {verb} " in result.stdout
+    assert seconds < 1
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_help_of_each_verb(verb: str) -> None:
+    result, seconds = friendrec(verb, "--help")
+    assert result.returncode == 0, result.stderr
+    assert f"examples:\n  friendrec {verb} " in result.stdout
+    assert "torchx run" in result.stdout
+    assert seconds < 1
+
+
+def test_mistake_in_a_process_has_no_traceback(tmp_path: Path) -> None:
+    started = time.monotonic()
+    result, seconds = friendrec("pipeline", "--interactions", str(tmp_path / "no.parquet"), "--out", "x", cwd=tmp_path)
+    assert result.returncode == 2
+    assert result.stderr == f"error: {tmp_path}/no.parquet does not exist: check the path\n"
+    assert seconds < 1, time.monotonic() - started
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,147 @@
+"""The driver runs each stage as a job, goes on where it stopped, and stops with a clear line."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from friendrec.errors import FriendrecError
+from friendrec.pipeline import pipeline
+from friendrec.pipeline.pipeline import PipelineOptions, Stage
+from friendrec.pipeline.publish import publish
+
+CHAIN = ["prepare", "train", "export", "index", "evaluate", "recommend"]
+METRICS = {
+    "protocol": {"period": "validation", "candidates": 1676},
+    "tasks": {"next_contact": {"live": {"recall@10": 0.5}, "frozen": {"recall@10": 0.25}}},
+    "baselines": {"recency": {"next_contact": {"live": {"recall@10": 0.125}}}},
+}
+
+
+@pytest.fixture
+def options(tmp_path: Path) -> PipelineOptions:
+    (tmp_path / "log.parquet").write_bytes(b"events")
+    return PipelineOptions(
+        interactions=str(tmp_path / "log.parquet"), out=str(tmp_path / "work"), train_args="--epochs 1", nproc=3
+    )
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Stand-ins for the jobs, which publish what the summary reads; the names of those that ran."""
+    names: list[str] = []
+
+    def run(stage: Stage, options: PipelineOptions, out: str) -> None:
+        names.append(stage.verb)
+        kind = Path(stage.output).name
+        with publish(stage.output, kind=kind, options={}, inputs={}) as attempt:
+            if kind == "report":
+                (attempt / "metrics.json").write_text(json.dumps(METRICS))
+            if kind == "recommendations":
+                rows = {"user_id": [7] * 12, "rank": range(1, 13), "candidate_id": range(100, 112), "score": [1.0] * 12}
+                pq.write_table(pa.table(rows), attempt / "part-0.parquet")
+
+    monkeypatch.setattr(pipeline, "_run", run)
+    return names
+
+
+def test_whole_chain(options: PipelineOptions, ran: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    pipeline.main(options)
+    assert ran == CHAIN
+    text = capsys.readouterr().out
+    for expected in ("0.500", "0.250", "0.125", "report.html", "work/index", "user 7: 100, 101", "108, 109\n"):
+        assert expected in text
+
+
+def test_goes_on_at_the_first_unfinished_stage(
+    options: PipelineOptions, ran: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    pipeline.main(options)
+    for name in ("index", "report", "recommendations"):
+        for path in (Path(options.out) / name).iterdir():
+            path.unlink()
+    ran.clear()
+    pipeline.main(options)
+    assert ran == CHAIN[3:]
+    ran.clear()
+    pipeline.main(options)
+    assert ran == []
+
+
+def test_one_directory_is_of_one_log_and_one_set_of_options(options: PipelineOptions, ran: list[str]) -> None:
+    pipeline.main(options)
+    other = PipelineOptions(interactions=options.interactions, out=options.out, train_args="--epochs 9")
+    with pytest.raises(FriendrecError, match="begun with other --train-args: choose another --out"):
+        pipeline.main(other)
+    Path(options.interactions).write_bytes(b"other events")
+    with pytest.raises(FriendrecError, match="begun with other --interactions"):
+        pipeline.main(options)
+
+
+def test_stages_get_their_inputs_and_options(options: PipelineOptions) -> None:
+    stages = {stage.verb: stage for stage in pipeline._stages(options, "/w")}
+    assert list(stages) == CHAIN
+    assert stages["prepare"].args == ("--interactions", options.interactions)
+    assert stages["train"].args == ("two_tower_mlp", "--data", "/w/data", "--epochs", "1")
+    assert (stages["train"].nproc, stages["export"].nproc, stages["index"].nproc) == (3, 3, 1)
+    assert stages["evaluate"].args[-1] == "--baselines"
+    assert stages["recommend"].output == "/w/recommendations"
+
+
+def test_stage_that_stops_before_its_end(options: PipelineOptions, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "_run", lambda *_: None)
+    with pytest.raises(FriendrecError, match="prepare stopped before its end: run the same command to go on"):
+        pipeline.main(options)
+
+
+JOB = """
+import sys
+from friendrec.pipeline.cli import guarded
+from friendrec.pipeline.pipeline import PipelineOptions, Stage, _run
+out, users = sys.argv[1:]
+stage = Stage("simulate", f"{out}/log", ("--users", users, "--events", str(2 * int(users))))
+sys.exit(guarded(lambda _: _run(stage, PipelineOptions(interactions="", out=out), out) or 0, []))
+"""
+
+
+def start(out: Path, users: int) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-P", "-c", JOB, str(out), str(users)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_job_shows_its_output_and_keeps_its_log(tmp_path: Path) -> None:
+    process = start(tmp_path, users=50)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert "50 users, 100 events" in out
+    assert (tmp_path / "log" / "manifest.json").is_file()
+    assert "50 users" in next(tmp_path.glob("logs/**/stdout.log")).read_text()
+
+
+def test_failed_job_is_told_in_one_line(tmp_path: Path) -> None:
+    process = start(tmp_path, users=0)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert "error: " in out
+    last = err.strip().splitlines()[-1]
+    assert last == "error: simulate failed, see its output above; the same command goes on from here"
+    assert "Traceback" not in out + err
+
+
+def test_signal_ends_the_job_and_leaves_nothing_half_made(tmp_path: Path) -> None:
+    process = start(tmp_path, users=5_000_000)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob(".log.attempt-*")):
+        assert time.monotonic() < deadline, "the job did not start"
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 143, err
+    assert "Traceback" not in out + err
+    assert [path.name for path in tmp_path.iterdir()] == ["logs"]

@@ -1,0 +1,94 @@
+"""What is installed is `friendrec` and nothing else, from a wheel as from a checkout."""
+
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+PACKAGES = ("datasets", "models", "pipeline", "sharding", "torchx_components")
+
+
+@pytest.fixture(scope="module")
+def wheel(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    """The wheel of a copy of the checkout, built without a network."""
+    folder = tmp_path_factory.mktemp("wheel")
+    tracked = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=repository, capture_output=True, text=True, check=True,
+    ).stdout.split("\0")  # fmt: skip
+    for name in filter(None, tracked):
+        source, copy = repository / name, folder / "source" / name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_symlink():
+            copy.symlink_to(source.readlink())
+        elif source.is_file():
+            copy.write_bytes(source.read_bytes())
+    build = [sys.executable, "-P", "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*build, "--wheel-dir", str(folder), str(folder / "source")], check=True, capture_output=True)
+    return zipfile.ZipFile(next(folder.glob("*.whl")))
+
+
+def test_wheel_holds_only_friendrec(wheel: zipfile.ZipFile) -> None:
+    tops = {name.partition("/")[0] for name in wheel.namelist()}
+    assert "friendrec" in tops
+    assert all(top == "friendrec" or top.endswith(".dist-info") for top in tops)
+
+
+def test_wheel_holds_every_module(wheel: zipfile.ZipFile, repository: Path) -> None:
+    held = set(wheel.namelist())
+    assert "friendrec/py.typed" in held
+    for package in PACKAGES:
+        for path in (repository / package).rglob("*.py"):
+            assert f"friendrec/{path.relative_to(repository).as_posix()}" in held
+
+
+def test_wheel_registers_command_and_components(wheel: zipfile.ZipFile) -> None:
+    name = next(name for name in wheel.namelist() if name.endswith("entry_points.txt"))
+    text = wheel.read(name).decode()
+    assert "friendrec = friendrec.pipeline.cli:main" in text
+    assert "friendrec = friendrec.torchx_components.components" in text
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_folders_of_a_checkout_hide_no_other_package(repository: Path, tmp_path: Path, package: str) -> None:
+    """Started in the checkout, `import datasets` must find another distribution's `datasets`, or nothing."""
+    find = f"import friendrec.{package}, importlib.util, sys; print(importlib.util.find_spec('{package}'))"
+    result = subprocess.run(
+        [sys.executable, "-P", "-c", find], cwd=repository, capture_output=True, text=True, check=True
+    )
+    assert str(repository) not in result.stdout
+
+
+def test_jobs_and_workers_do_not_see_the_checkout() -> None:
+    from friendrec.pipeline.launch import WORKER
+    from friendrec.torchx_components import components
+
+    app = components.train("two_tower_mlp", nproc=2)
+    assert app.roles[0].args[0] == "-P"
+    assert "-P" in WORKER
+
+
+def test_dependencies_are_pinned(repository: Path) -> None:
+    project = tomllib.loads((repository / "pyproject.toml").read_text())["project"]
+    for requirement in [*project["dependencies"], *project["optional-dependencies"]["dev"]]:
+        assert "==" in requirement
+
+
+def test_stand_in_has_the_name_that_torchrec_asks_for(repository: Path) -> None:
+    project = tomllib.loads((repository / "standin" / "pyproject.toml").read_text())["project"]
+    assert project["name"] == "fbgemm-gpu"
+    version = project["version"].partition("+")[0]
+    assert project["dependencies"] == [f"fbgemm-gpu-cpu=={version}"]
+
+
+@pytest.mark.long
+def test_type_checker_sees_the_project(repository: Path) -> None:
+    command = [sys.executable, "-P", "-m", "mypy", "-p", "friendrec"]
+    result = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout
+    match = re.search(r"no issues found in (\d+) source files", result.stdout)
+    assert match and int(match[1]) > 20, result.stdout

@@ -1,0 +1,1 @@
+"""TorchX components: the verbs of friendrec as jobs."""

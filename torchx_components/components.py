@@ -1,0 +1,173 @@
+"""The verbs of friendrec as TorchX jobs: `torchx run -s local_cwd torchx_components/components.py:VERB -- [options]`.
+
+What stands after `--` goes to the verb as it is (`friendrec VERB --help`). Verbs that run on several processes take
+`--nproc` (and `train` `--nnodes`) before it. Installed, the same jobs are `torchx run friendrec.VERB`. TorchX reads
+the signatures by itself and wants typing.Optional; nothing of friendrec is imported here.
+"""
+
+from collections.abc import Sequence
+from typing import Dict, Optional  # noqa: UP035
+
+from torchx import specs
+
+IMAGE = "friendrec:latest"
+
+
+def simulate(*args: str, image: str = IMAGE, cpu: int = 2, memMB: int = 4096) -> specs.AppDef:
+    """Make a log of a simulated social network.
+
+    Args:
+        args: options of `friendrec simulate`
+        image: container image with friendrec installed; local_cwd ignores it
+        cpu: processor cores
+        memMB: memory in MB
+    """
+    return _job("simulate", args, image, cpu, memMB)
+
+
+def prepare(*args: str, image: str = IMAGE, cpu: int = 2, memMB: int = 8192) -> specs.AppDef:
+    """Turn an interaction log into a prepared data set.
+
+    Args:
+        args: options of `friendrec prepare`
+        image: container image with friendrec installed; local_cwd ignores it
+        cpu: processor cores
+        memMB: memory in MB
+    """
+    return _job("prepare", args, image, cpu, memMB)
+
+
+def train(
+    *args: str,
+    nproc: int = 2,
+    nnodes: int = 1,
+    max_restarts: int = 0,
+    image: str = IMAGE,
+    cpu: int = 2,
+    gpu: int = 0,
+    memMB: int = 8192,
+    env: Optional[Dict[str, str]] = None,  # noqa: UP006, UP045
+    rdzv_port: int = 29500,
+) -> specs.AppDef:
+    """Train a preset on one or more processes and machines.
+
+    Args:
+        args: preset and options of `friendrec train`
+        nproc: processes a machine
+        nnodes: machines
+        max_restarts: how often the workers are started again, from the last checkpoint, after one died
+        image: container image with friendrec installed; local_cwd ignores it
+        cpu: processor cores a machine
+        gpu: GPUs a machine
+        memMB: memory in MB a machine
+        env: environment variables
+        rdzv_port: port on the first machine where the machines meet
+    """
+    launch = ["--max-restarts", str(max_restarts)]
+    if nnodes > 1:  # $$ leaves a $NAME, whose value the launcher looks up where it runs
+        endpoint = f"$${specs.macros.rank0_env}:{rdzv_port}"
+        launch += ["--nnodes", str(nnodes), "--rdzv-id", specs.macros.app_id, "--rdzv-endpoint", endpoint]
+    app = _job("train", args, image, cpu, memMB, nproc, launch)
+    role = app.roles[0]
+    role.resource.gpu = gpu
+    role.env.update(env or {})
+    role.num_replicas = nnodes
+    role.max_retries = max_restarts
+    role.port_map = {"c10d": rdzv_port}
+    return app
+
+
+def export(*args: str, nproc: int = 1, image: str = IMAGE, cpu: int = 2, memMB: int = 8192) -> specs.AppDef:
+    """Write the embeddings of every user, each process its own rows.
+
+    Args:
+        args: options of `friendrec export`
+        nproc: processes
+        image: container image with friendrec installed; local_cwd ignores it
+        cpu: processor cores
+        memMB: memory in MB
+    """
+    return _job("export", args, image, cpu, memMB, nproc)
+
+
+def index(*args: str, image: str = IMAGE, cpu: int = 2, memMB: int = 8192) -> specs.AppDef:
+    """Build a retrieval index from embeddings.
+
+    Args:
+        args: options of `friendrec index`
+        image: container image with friendrec installed; local_cwd ignores it
+        cpu: processor cores
+        memMB: memory in MB
+    """
+    return _job("index", args, image, cpu, memMB)
+
+
+def evaluate(*args: str, nproc: int = 1, image: str = IMAGE, cpu: int = 2, memMB: int = 8192) -> specs.AppDef:
+    """Measure a run on the validation or test period.
+
+    Args:
+        args: options of `friendrec evaluate`
+        nproc: processes
+        image: container image with friendrec installed; local_cwd ignores it
+        cpu: processor cores
+        memMB: memory in MB
+    """
+    return _job("evaluate", args, image, cpu, memMB, nproc)
+
+
+def recommend(*args: str, nproc: int = 1, image: str = IMAGE, cpu: int = 2, memMB: int = 8192) -> specs.AppDef:
+    """Write recommendations for many users.
+
+    Args:
+        args: options of `friendrec recommend`
+        nproc: processes
+        image: container image with friendrec installed; local_cwd ignores it
+        cpu: processor cores
+        memMB: memory in MB
+    """
+    return _job("recommend", args, image, cpu, memMB, nproc)
+
+
+def pipeline(
+    *args: str,
+    interactions: str,
+    out: str,
+    preset: str = "two_tower_mlp",
+    nproc: int = 2,
+    scheduler: str = "local_cwd",
+    image: str = IMAGE,
+    cpu: int = 2,
+    memMB: int = 8192,
+) -> specs.AppDef:
+    """Run the whole chain from a log to recommendations: a driver that runs each stage as a job of its own.
+
+    Args:
+        args: more options of `friendrec pipeline`
+        interactions: interaction log
+        out: directory for everything that is made
+        preset: what to train
+        nproc: processes that train
+        scheduler: TorchX scheduler of the stages
+        image: container image with friendrec installed; local_cwd ignores it
+        cpu: processor cores of the driver, and of its stages where they run beside it
+        memMB: memory in MB
+    """
+    options = ["--interactions", interactions, "--out", out, "--preset", preset]
+    options += ["--nproc", str(nproc), "--scheduler", scheduler]
+    return _job("pipeline", [*options, *args], image, cpu, memMB)
+
+
+def _job(
+    verb: str, args: Sequence[str], image: str, cpu: int, memMB: int, nproc: int = 1, launch: Sequence[str] = ()
+) -> specs.AppDef:
+    several = nproc > 1 or launch
+    command = ["friendrec.pipeline.launch", "--nproc", str(nproc), *launch, "--"] if several else ["friendrec"]
+    role = specs.Role(
+        name=verb,
+        image=image,
+        entrypoint="python",
+        args=["-P", "-m", *command, verb, *args],  # -P: a checkout's folders must not hide packages of their name
+        resource=specs.Resource(cpu=cpu, gpu=0, memMB=memMB),
+        env={"OMP_WAIT_POLICY": "PASSIVE"},
+    )
+    return specs.AppDef(name=f"friendrec-{verb}", roles=[role])
