@@ -21,7 +21,7 @@ $(READY): pyproject.toml standin/pyproject.toml
 demo: $(READY)
 	rm -rf demo
 	$(RUN) friendrec simulate --preset regular --out demo/log
-	$(RUN) friendrec pipeline --interactions demo/log/interactions --prepare-args "--users demo/log/users" --preset two_tower_mlp --nproc 2 --out demo/pipeline
+	$(RUN) friendrec pipeline --interactions demo/log/interactions --prepare-args="--users demo/log/users" --preset two_tower_mlp --nproc 2 --out demo/pipeline
 
 test: $(READY)
 	$(RUN) python -m pytest -m "not long"

@@ -1,6 +1,6 @@
 """Rows a second of `friendrec prepare` against a bare Parquet scan and sort of the same file, in one run.
 
-    python benchmarks/prepare.py --rows 5000000 --users 200000
+python benchmarks/prepare.py --rows 5000000 --users 200000
 """
 
 import argparse
@@ -58,7 +58,7 @@ def run() -> None:
             whole.append(time.perf_counter() - start)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         size = log.stat().st_size / 2**20
-    print(f"{options.rows:,} rows ({size:.0f} MiB), {options.users:,} users, {os.cpu_count()} cores, best of {options.repeats}")
+    print(f"{options.rows:,} rows ({size:.0f} MiB), {options.users:,} users, {os.cpu_count()} cores")
     print(f"scan + sort        {min(bare):6.2f} s  {options.rows / min(bare):12,.0f} rows/s")
     print(f"friendrec prepare  {min(whole):6.2f} s  {options.rows / min(whole):12,.0f} rows/s")
     print(f"ratio {min(whole) / min(bare):.1f}, peak memory of the process {peak:.2f} GiB")

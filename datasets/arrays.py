@@ -26,7 +26,7 @@ PAIR_ARRAYS = {
 
 
 def write_arrays(batches: Iterable[pa.RecordBatch], num_users: int, num_events: int, path: Path) -> None:
-    """Write `path/*.npy` from entries in (user, event) order.
+    """Write `path/*.npy` from entries in (user, event) order; there is at least one event.
 
     Columns of a batch: user, event (index in the total order), partner, action, direction, timestamp (µs).
     """
@@ -53,13 +53,7 @@ def write_arrays(batches: Iterable[pa.RecordBatch], num_users: int, num_events: 
 
 
 def _create(path: Path, name: str, dtype: type, shape: tuple[int, ...]) -> np.ndarray:
-    return open_memmap(path / f"{name}.npy", mode="w+", dtype=dtype, shape=shape) if shape[0] else _empty(path, name, dtype, shape)
-
-
-def _empty(path: Path, name: str, dtype: type, shape: tuple[int, ...]) -> np.ndarray:
-    array = np.zeros(shape, dtype)
-    np.save(path / f"{name}.npy", array)
-    return array
+    return open_memmap(path / f"{name}.npy", mode="w+", dtype=dtype, shape=shape)
 
 
 @numba.njit(cache=True)

@@ -39,6 +39,10 @@ class _Movable:
     def to(self, device: torch.device, non_blocking: bool = False) -> Self:
         return self._each(lambda value: value.to(device, non_blocking=non_blocking))
 
+    def record_stream(self, stream: torch.Stream) -> None:
+        """Tell the allocator that another stream uses these tensors (CUDA prefetching)."""
+        self._each(lambda value: (value.record_stream(stream), value)[1])
+
 
 @dataclass
 class Context(_Movable):
@@ -73,7 +77,3 @@ class Batch(_Movable, Pipelineable):
     shared: Tensor  # [M]
     shared_log_count: Tensor  # [B, M]
     scale: float  # world size / weight of the global batch: makes the mean over ranks the global weighted mean
-
-    def record_stream(self, stream: torch.Stream) -> None:
-        """Tell the allocator that another stream uses these tensors (CUDA prefetching)."""
-        self._each(lambda value: (value.record_stream(stream), value)[1])

@@ -1,6 +1,6 @@
 """Whom a user had met before any time: distinct others in order of first contact, so that each answer is a prefix.
 
-    user 0   contacted: 5 (day 1), 9 (day 3), 2 (day 8)        before day 4 -> [5, 9], found by one binary search
+user 0   contacted: 5 (day 1), 9 (day 3), 2 (day 8)        before day 4 -> [5, 9], found by one binary search
 """
 
 from dataclasses import dataclass
@@ -49,7 +49,7 @@ class FirstContacts:
     def _of_direction(cls, data: PreparedData, direction: int) -> Self:
         chosen = np.flatnonzero(data.direction == direction)
         user = np.repeat(np.arange(data.num_users), np.diff(data.offsets))[chosen]
-        return cls._of_pairs(data.num_users, user, data.partner[chosen], data.timestamp[chosen])
+        return cls._of_pairs(data.num_users, user, data.partner[chosen].astype(np.int64), data.timestamp[chosen])
 
     @classmethod
     def _of_pairs(
@@ -60,27 +60,22 @@ class FirstContacts:
         index.sort()
         counts = np.bincount(user[index], minlength=num_users)
         offsets = np.concatenate([[0], np.cumsum(counts)])
-        return cls(offsets, other[index].astype(np.int64), time[index].astype(np.int64))
+        return cls(offsets, other[index], time[index])
 
-    def before(
-        self, users: NDArray[np.int64], times: NDArray[np.int64]
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def before(self, users: NDArray[np.int64], times: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The others that each user is related to strictly before its time: jagged `(offsets [Q + 1], ids [T])`."""
         begins = self.offsets[users]
         counts = lower_bounds(self.first, begins, self.offsets[users + 1], times) - begins
         offsets = np.concatenate([[0], np.cumsum(counts)])
         return offsets, self.other[np.repeat(begins - offsets[:-1], counts) + np.arange(offsets[-1])]
 
-    def known(
-        self, users: NDArray[np.int64], others: NDArray[np.int64], times: NDArray[np.int64]
-    ) -> NDArray[np.bool_]:
+    def known(self, users: NDArray[np.int64], others: NDArray[np.int64], times: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Whether each user is related to the other strictly before its time, `[Q]`."""
+        if not len(self.other):
+            return np.zeros(len(users), bool)
         num_users = len(self.offsets) - 1
         keys = np.repeat(np.arange(num_users), np.diff(self.offsets)) * num_users + self.other
-        order = np.argsort(keys)
-        wanted = users * num_users + others
-        place = np.minimum(np.searchsorted(keys, wanted, sorter=order), len(keys) - 1)
-        if not len(keys):
-            return np.zeros(len(users), bool)
-        found = order[place]
+        order, wanted = np.argsort(keys), users * num_users + others
+        place = np.searchsorted(keys, wanted, sorter=order)
+        found = order[np.minimum(place, len(keys) - 1)]
         return (keys[found] == wanted) & (self.first[found] < times)

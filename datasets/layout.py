@@ -7,6 +7,7 @@ lists are collected as structs and sorted, and a whole table is numbered through
 from collections.abc import Sequence
 
 import ibis
+import pyarrow as pa
 from ibis import _
 from ibis.expr.types import Table
 
@@ -16,12 +17,43 @@ DAY = 86_400_000_000
 """Microseconds."""
 TOTAL_ORDER = ("timestamp", "actor_id", "target_id", "action")
 
+ENTRIES = pa.schema(
+    {
+        "user": pa.int32(),
+        "event": pa.int64(),
+        "partner": pa.int32(),
+        "action": pa.int16(),
+        "direction": pa.int8(),
+        "timestamp": pa.int64(),
+    }
+)
+SEQUENCES = pa.schema(
+    {
+        "user": pa.int64(),
+        "chunk": pa.int32(),
+        "context": pa.int32(),
+        "partner": pa.list_(pa.int32()),
+        "action": pa.list_(pa.int16()),
+        "direction": pa.list_(pa.int8()),
+        "timestamp": pa.list_(pa.int64()),
+    }
+)
+EXCLUSIONS = pa.schema({"actor": pa.int64(), "target": pa.int64(), "timestamp": pa.int64()})
+USERS = pa.schema({"row": pa.int64(), "sent": pa.int64(), "received": pa.int64()})
+ACTIONS = pa.schema({"action": pa.int16(), "events": pa.int64()})
+DAYS = pa.schema({"day": pa.date32(), "events": pa.int64()})
+
+
+def vocabulary_schema(id_type: pa.DataType) -> pa.Schema:
+    return pa.schema({"row": pa.int64(), "user_id": id_type, "first_timestamp": pa.int64()})
+
 
 def number(table: Table, name: str, order: Sequence[str]) -> Table:
-    """Add the place of each row (int64 from 0) in `order`, whose first column is a time: rows of the days before it,
-    and its place in the day."""
-    day = (_[order[0]] // DAY).cast("int32")
-    table = table.mutate(day=day)
+    """Add the place of each row (int64 from 0) in `order`, whose first column is a time.
+
+    It is the number of rows of the days before, plus the place in the day: no sort is longer than a day.
+    """
+    table = table.mutate(day=(_[order[0]] // DAY).cast("int32"))
     days = table.group_by("day").agg(rows=_.count())
     days = days.select("day", before=_.rows.sum().over(ibis.cumulative_window(order_by="day")) - _.rows)
     place = ibis.row_number().over(ibis.window(group_by="day", order_by=list(order)))
@@ -56,10 +88,10 @@ def entries(events: Table) -> Table:
 def sequences(entries: Table, chunk_length: int, context_length: int) -> Table:
     """Each user's entries in total order, cut in chunks that begin with up to context_length entries of those before:
 
-        position  0 1 2 | 3 4 5 | 6      chunk_length 3, context_length 2
-        chunk 0   0 1 2                  context 0
-        chunk 1     1 2 | 3 4 5          context 2
-        chunk 2             4 5 | 6      context 2
+    position  0 1 2 | 3 4 5 | 6      chunk_length 3, context_length 2
+    chunk 0   0 1 2                  context 0
+    chunk 1     1 2 | 3 4 5          context 2
+    chunk 2             4 5 | 6      context 2
     """
     mine = ibis.window(group_by="user", order_by="event")
     placed = entries.mutate(

@@ -3,9 +3,10 @@
 The negatives of an example are a function of (seed, epoch, example) alone. Every candidate, from whichever source,
 is corrected by how often all sources together are expected to draw it,
 
-    count(v) = K_u / seen(t) + K_r · share(v, recent window before t) + M · share(v, targets of the examples),
+    count(v) = K_u / seen(t) + K_r · share(v, recent window before t) + M · share(v, targets of the global batch),
 
-so that Σ exp(s(v)) / count(v) over the drawn candidates is an unbiased estimate of Σ_v exp(s(v)).
+so that Σ exp(s(v)) / count(v) over the drawn candidates is an unbiased estimate of Σ_v exp(s(v)). The last share is
+the batch's own, not the log's: a batch holds its examples' neighbours, so their targets are drawn far more often.
 """
 
 import numba
@@ -24,11 +25,12 @@ def mix(value):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True, nogil=True)
-def draws(key, counter, num, stream):  # type: ignore[no-untyped-def]
-    """`num` 63-bit integers for each counter `[B, num]`, a function of (key, stream, counter) only."""
+def draws(seed, epoch, stream, counter, num):  # type: ignore[no-untyped-def]
+    """`num` 63-bit integers for each counter `[B, num]`, a function of (seed, epoch, stream, counter) only."""
+    key = mix(np.uint64(seed) ^ mix(np.uint64(epoch)))
     drawn = np.empty((len(counter), num), np.int64)
     for i in range(len(counter)):
-        state = mix(np.uint64(key) ^ mix(np.uint64(counter[i]) ^ mix(np.uint64(stream))))
+        state = mix(key ^ mix(np.uint64(counter[i]) ^ mix(np.uint64(stream))))
         for k in range(num):
             drawn[i, k] = np.int64(mix(state + np.uint64(k)) >> np.uint64(1))
     return drawn
@@ -47,10 +49,13 @@ def received_between(user, since, until, offsets, timestamp, received):  # type:
 @numba.njit(cache=True, nogil=True)
 def log_counts(  # type: ignore[no-untyped-def]
     candidates, actor, target, contact_offsets, contact_partner, since, until, recent_events, seen,
-    uniform, recent, shared_count, offsets, timestamp, received,
+    uniform, recent, shared, shared_users, shared_shares, offsets, timestamp, received,
 ):  # fmt: skip
-    """log count(v) of candidates `[B, C]`; +inf for what is no negative: the actor, the target, a contact named by
-    the query (it stands in the denominator already), a user not seen before t."""
+    """Log of count(v) for candidates `[B, C]`; +inf for what is no negative of the example.
+
+    Those are the actor, the target, a contact named by the query (it stands in the denominator already), and a user
+    not seen before t. `shared_users` are the distinct targets of the global batch, ascending.
+    """
     logs = np.empty(candidates.shape, np.float32)
     for i in range(candidates.shape[0]):
         for c in range(candidates.shape[1]):
@@ -61,7 +66,10 @@ def log_counts(  # type: ignore[no-untyped-def]
             if masked:
                 logs[i, c] = np.inf
                 continue
-            count = uniform / seen[i] + shared_count[v]
+            count = uniform / seen[i]
+            place = lower_bound(shared_users, 0, len(shared_users), v)
+            if place < len(shared_users) and shared_users[place] == v:
+                count += shared * shared_shares[place]
             if recent > 0 and recent_events[i] > 0:
                 drawn = received_between(v, since[i], until[i], offsets, timestamp, received)
                 count += recent * drawn / recent_events[i]

@@ -57,19 +57,19 @@ class Packer:
             for name in data.profile_rows
         }
 
-    def windows(self, queries: Queries) -> tuple[Rows, Rows]:
+    def windows(self, users: Rows, times: Rows) -> tuple[Rows, Rows]:
         """Entry range `[begin, end)` of each query's history."""
-        ends = self.state.ends(queries.users, queries.times)
-        return np.maximum(self.data.offsets[queries.users], ends - self.config.context_length), ends
+        ends = self.state.ends(users, times)
+        return np.maximum(self.data.offsets[users], ends - self.config.context_length), ends
 
     def pack(
         self, queries: Queries, contacts: Contacts, candidates: Sequence[Rows] = (), capacity: int = 0
     ) -> tuple[Context, list[Tensor]]:
         """Context of the queries and the slots of every candidate array, with at least `capacity` bags."""
-        begin, end = self.windows(queries)
+        begin, end = self.windows(queries.users, queries.times)
         group = runs(queries.groups)
-        first = np.flatnonzero(np.diff(group, prepend=-1))
-        lengths = end[np.append(first[1:], len(group)) - 1] - begin[first] if len(group) else first
+        first, last = bounds(group)
+        lengths = end[last] - begin[first]
         entry = ranges(begin[first], lengths)
         blocks = -(-lengths // self.config.context_length)
         block_start = (np.cumsum(blocks) - blocks) * self.config.context_length
@@ -81,7 +81,7 @@ class Packer:
             ids=self.ids(distinct, capacity),
             event_user=_tensor(parts[0]),
             event_kind=_tensor(2 * self.data.action[entry].astype(np.int64) + self.data.direction[entry]),
-            event_gap=_tensor(self._gaps(entry)),
+            event_gap=_tensor(self._gaps(entry, np.repeat(self.data.offsets[queries.users[first]], lengths))),
             event_position=_tensor(ranges(block_start, lengths)),
             num_blocks=int(blocks.sum()),
             window_begin=_tensor(block_start[group] + begin - begin[first][group]),
@@ -96,11 +96,11 @@ class Packer:
         shaped = zip(parts[3:], candidates, strict=True)
         return context, [_tensor(part.reshape(array.shape)) for part, array in shaped]
 
-    def _gaps(self, entry: Rows) -> NDArray[np.float32]:
-        """0.1 · log1p(seconds) since the entry before; 0 for a user's first."""
-        before = np.maximum(entry - 1, 0)
+    def _gaps(self, entry: Rows, start: Rows) -> NDArray[np.float32]:
+        """0.1 · log1p(seconds) since the entry before in the sequence, which begins at `start`; 0 for its first."""
+        before = np.maximum(entry - 1, start)
         gap = (self.data.timestamp[entry] - self.data.timestamp[before]) * SECONDS
-        return (0.1 * np.log1p(np.maximum(gap, 0))).astype(np.float32)
+        return (0.1 * np.log1p(gap)).astype(np.float32)
 
     def _clock(self, queries: Queries, end: Rows) -> NDArray[np.float32]:
         start = self.data.offsets[queries.users]
@@ -117,10 +117,12 @@ class Packer:
         for key in ("event", "condition"):
             values[key], lengths[key] = np.arange(rows[key]), np.ones(rows[key], np.int64)
         for key, (offsets, codes) in self.profiles.items():
-            known = distinct[distinct != self.unknown]
-            counts = np.where(distinct == self.unknown, 0, np.diff(offsets)[np.minimum(distinct, self.unknown - 1)])
-            values[key] = codes[ranges(offsets[known], counts[distinct != self.unknown])].astype(np.int64)
-            lengths[key] = counts
+            known = distinct != self.unknown
+            begin = offsets[distinct[known]]
+            counts = offsets[distinct[known] + 1] - begin
+            values[key] = codes[ranges(begin, counts)].astype(np.int64)
+            lengths[key] = np.zeros(len(distinct), np.int64)
+            lengths[key][known] = counts
         return KeyedJaggedTensor(
             keys=list(values),
             values=_tensor(np.concatenate(list(values.values()))),
@@ -137,6 +139,12 @@ def ranges(begin: Rows, lengths: Rows) -> Rows:
 def runs(groups: Rows) -> Rows:
     """Number of the run of equal values that each element lies in: 7 7 3 7 -> 0 0 1 2."""
     return np.concatenate([[0], np.cumsum(groups[1:] != groups[:-1])])[: len(groups)]
+
+
+def bounds(groups: Rows) -> tuple[Rows, Rows]:
+    """First and last place of each run of equal values: 7 7 3 7 -> 0 2 3, 1 2 3."""
+    change = np.flatnonzero(groups[1:] != groups[:-1])
+    return np.append(0, change + 1)[: len(groups)], np.append(change, len(groups) - 1)[: len(groups)]
 
 
 def _tensor(array: np.ndarray) -> Tensor:

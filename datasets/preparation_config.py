@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Any, Literal
 
 from friendrec.errors import FriendrecError
 
@@ -23,13 +23,14 @@ class PreparationConfig:
 
     columns: str | None = None
     """Names of the columns where they differ, as `actor_id=src,target_id=dst,action=kind,timestamp=t,user_id=id`."""
-    time_unit: str | None = None
+    time_unit: Literal["s", "ms", "us", "ns"] | None = None
     """Unit of integer timestamps: s, ms, us or ns since 1970. Leave out where timestamps have a type of their own."""
     actions: str | None = None
     """The actions to keep, as `message,accept`; all where left out."""
     roles: str | None = None
-    """What actions are for, as `request=history,accept=target,block=exclude`. target: context and something to predict
-    (where nothing is said); history: context only; negative: context marked as bad; exclude: never recommend."""
+    """What actions are for, as `request=history,accept=target,block=exclude`. Roles: target (context, and something to
+    predict; where nothing is said), history (context only), negative (context marked as bad), exclude (whom never to
+    recommend; no context)."""
     splits: str = "0.8,0.1,0.1"
     """Shares of the events for train, validation and test, in order of time; they add up to 1."""
     max_reject: float = 0.01
@@ -39,7 +40,7 @@ class PreparationConfig:
     chunk_length: int = 256
     """Entries of a chunk, besides its context. Shorter chunks take less memory in training."""
     buckets: int | None = None
-    """Files that the sequences are split into, by user; one for every 5,000,000 events where left out."""
+    """Files that the sequences are split into, by user; one for every 1,000,000 events where left out."""
     memory_limit: str = "2GB"
     """Memory that the table engine may use; what exceeds it goes to disk beside the output."""
 

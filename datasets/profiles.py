@@ -1,12 +1,12 @@
 """The optional users table: categorical columns become codes, an empty-free bag of them for every user.
 
-    user_id  country  interests             arrays, by dense row      country      interests
-    7        "FR"     ["chess", "go"]       offsets                   0 1 2 3      0 2 3 4
-    9        null     []                    values (0 = unknown)      1 0 0        1 2 0 0
-    (row 2 is not in the table)
+user_id  country  interests             arrays, by dense row      country      interests
+7        "FR"     ["chess", "go"]       offsets                   0 1 2 3      0 2 3 4
+9        null     []                    values (0 = unknown)      1 0 0        1 2 0 0
+(row 2 is not in the table)
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,7 +40,7 @@ class Users:
                 yield table.rename_columns(self.schema.names).cast(self.schema)
 
 
-def open_users(path: str, columns: Mapping[str, str], id_kind: pa.DataType) -> Users:
+def open_users(path: str, columns: dict[str, str], id_kind: pa.DataType) -> Users:
     """Check the users table at a path against the type of the log's ids; the first file's columns count."""
     files = find_parquet(path, "--users")
     key = columns.get("user_id", "user_id")
@@ -50,7 +50,7 @@ def open_users(path: str, columns: Mapping[str, str], id_kind: pa.DataType) -> U
         check_columns(file, ["user_id", *kept], columns)
         if id_type(file, key) != id_kind:
             raise FriendrecError(
-                f"{file.path}: {key} is {id_type(file, key)} but the log's ids are {id_kind}: cast one and write it again"
+                f"{file.path}: {key} is {id_type(file, key)}, the log's ids are {id_kind}: cast one and write it again"
             )
     schema = pa.schema([("user_id", id_kind), *sorted(kept.items())])
     return Users(files, key, schema, tuple(sorted(set(kinds) - set(kept))))
@@ -87,8 +87,9 @@ def write_profiles(engine: Backend, users: Users, vocabulary: Table, num_train_u
         values = known.select("row", value=known[name].unnest() if pa.types.is_list(kind) else known[name])
         values = values.filter(_.value.notnull()).distinct()
         codes = _codes(values.filter(_.row < num_train_users))
-        schema = pa.schema([("code", pa.int32()), ("value", kind.value_type if pa.types.is_list(kind) else kind)])
-        write_parquet(stream(engine, codes.order_by("code"), schema, ROW_GROUP), schema, out / f"profiles/{name}.parquet")
+        schema = pa.schema({"code": pa.int32(), "value": kind.value_type if pa.types.is_list(kind) else kind})
+        coded = stream(engine, codes.select("code", "value").order_by("code"), schema, ROW_GROUP)
+        write_parquet(coded, schema, out / "profiles" / f"{name}.parquet")
         bags = values.join(codes, "value").select("row", "code").order_by("row", "code")
         _write_bags(engine, bags, num_users, out / "arrays", name)
 
@@ -98,7 +99,7 @@ def _codes(values: Table) -> Table:
 
 
 def _write_bags(engine: Backend, bags: Table, num_users: int, out: Path, name: str) -> None:
-    schema = pa.schema([("row", pa.int64()), ("code", pa.int32())])
+    schema = pa.schema({"row": pa.int64(), "code": pa.int32()})
     counts, codes = np.zeros(num_users, np.int64), [np.zeros(0, np.int32)]
     for table in stream(engine, bags, schema, ROW_GROUP):
         counts += np.bincount(table["row"].to_numpy(), minlength=num_users)

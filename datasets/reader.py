@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from friendrec.datasets import negatives
 from friendrec.datasets.batch import Batch
 from friendrec.datasets.config import ContextConfig, ReaderConfig
-from friendrec.datasets.packing import Packer, Queries, Rows, ranges, runs
+from friendrec.datasets.packing import Packer, Queries, Rows, bounds, ranges
 from friendrec.datasets.prepared import PreparedData
 from friendrec.errors import FriendrecError
 
@@ -58,8 +58,6 @@ class Reader(Dataset[Batch]):
         self.first_seen = np.asarray(data.timestamp[data.offsets[: data.num_train_users]])
         weights = np.array([config.action_weights.get(action.name, 1.0) for action in data.actions])
         self.weight = weights[data.action[self.entry]]
-        shares = np.bincount(data.partner[self.entry], minlength=data.num_users) / len(self.entry)
-        self.shared_count = config.shared_negatives * shares
 
     @property
     def steps(self) -> int:
@@ -71,7 +69,8 @@ class Reader(Dataset[Batch]):
         keys = [(epoch, s) for s in range(step, self.steps)]
         workers = min(self.config.workers, len(keys))
         ahead: dict[str, Any] = {"prefetch_factor": 4, "multiprocessing_context": "fork"} if workers else {}
-        yield from DataLoader(self, sampler=keys, batch_size=None, num_workers=workers, **ahead)
+        own = torch.Generator()  # a loader draws a seed for its workers; the trainer's random numbers are not its
+        yield from DataLoader(self, sampler=keys, batch_size=None, num_workers=workers, generator=own, **ahead)
 
     def __getitem__(self, key: tuple[int, int]) -> Batch:
         chosen = self.global_batch(*key)
@@ -92,20 +91,23 @@ class Reader(Dataset[Batch]):
         actor, target = self.user[part], data.partner[self.entry[part]].astype(np.int64)
         seen = np.searchsorted(self.first_seen, queries.times)
         before = np.searchsorted(self.event_time, queries.times)
-        window = int(config.recent_window * data.num_train_events)
+        window = max(1, round(config.recent_window * data.num_train_events))
         since = self.event_time[np.maximum(before - window, 0)]
         oldest = np.searchsorted(self.event_time, since)
         uniform = self._draw(key[0], UNIFORM, part, config.uniform_negatives) % np.maximum(seen, 1)[:, None]
         recent = self._draw(key[0], RECENT, part, config.recent_negatives) % np.maximum(before - oldest, 1)[:, None]
         recent = data.partner[data.event_entry[oldest[:, None] + recent]].astype(np.int64)
         negative = np.concatenate([uniform, recent], axis=1)
-        shared = self._shared(key, chosen)
+        drawn = self._draw(key[0], SHARED, np.array([key[1]]), config.shared_negatives)[0] % len(chosen)
+        shared = data.partner[self.entry[chosen[drawn]]].astype(np.int64)
+        targets, times = np.unique(data.partner[self.entry[chosen]], return_counts=True)
+        shares = times / len(chosen)
         contacts = self.packer.state.contacts(queries.users, queries.times, self.packer.config.contacts)
 
         def log_counts(candidates: Rows) -> NDArray[np.float32]:
             return negatives.log_counts(
                 candidates, actor, target, contacts.offsets, contacts.partner, since, queries.times, before - oldest,
-                seen, config.uniform_negatives, config.recent_negatives, self.shared_count,
+                seen, config.uniform_negatives, config.recent_negatives, config.shared_negatives, targets, shares,
                 data.offsets, data.timestamp, self.packer.state.received,
             )  # fmt: skip
 
@@ -134,13 +136,8 @@ class Reader(Dataset[Batch]):
             actors=np.where(hide_actor, self.packer.unknown, user),
         )
 
-    def _shared(self, key: tuple[int, int], chosen: Rows) -> Rows:
-        picks = self._draw(key[0], SHARED, np.array([key[1]]), self.config.shared_negatives)[0] % len(chosen)
-        return self.data.partner[self.entry[chosen[picks]]].astype(np.int64)
-
     def _draw(self, epoch: int, stream: int, counter: Rows, num: int) -> Rows:
-        key = negatives.mix(np.uint64(self.seed) ^ negatives.mix(np.uint64(epoch)))
-        return negatives.draws(key, counter, num, stream)
+        return negatives.draws(self.seed, epoch, stream, counter, num)
 
     def _chance(self, epoch: int, stream: int, part: Rows) -> NDArray[np.float64]:
         return self._draw(epoch, stream, part, 1)[:, 0] / 2.0**63
@@ -153,15 +150,14 @@ class Reader(Dataset[Batch]):
         """Bags that every rank sends: a bound on the distinct users of the largest slice, the same on all ranks."""
         config, contacts = self.config, self.packer.config.contacts
         named = 2 + config.uniform_negatives + config.recent_negatives + contacts
-        largest = max(len(part) * named + self._events_bound(part) for part in slices)
+        largest = max(len(part) * named + self._num_events(part) for part in slices)
         return min(largest + config.shared_negatives, self.data.num_train_users + 1)
 
-    def _events_bound(self, part: Rows) -> int:
-        """At least the events in the packed histories of a slice that is sorted by entry."""
-        first = np.flatnonzero(np.diff(runs(self._groups(part)), prepend=-1))
-        last = np.append(first[1:], len(part)) - 1
-        spans = self.entry[part[last]] - self.entry[part[first]] + self.packer.config.context_length
-        return int(spans.sum())
+    def _num_events(self, part: Rows) -> int:
+        """Events in the packed histories of a slice that is sorted by entry."""
+        begin, end = self.packer.windows(self.user[part], self.data.timestamp[self.entry[part]])
+        first, last = bounds(self._groups(part))
+        return int((end[last] - begin[first]).sum())
 
 
 @lru_cache(maxsize=2)

@@ -49,9 +49,9 @@ class ParquetFile:
     partition: Mapping[str, str | None]
     num_rows: int
 
-    def type_of(self, column: str) -> pa.DataType | None:
-        """The type of a column of the file or, as string, of its path."""
-        return self.types.get(column) or (pa.string() if column in self.partition else None)
+    def type_of(self, column: str) -> pa.DataType:
+        """The type of a column of the file; one that only the path has is a string."""
+        return plain(self.types.get(column, pa.string()))
 
     def read(self, columns: Sequence[str]) -> Iterator[pa.Table]:
         """The columns in tables of READ_ROWS rows; a column that only the path has is constant."""
@@ -97,7 +97,7 @@ class Log:
                 yield pa.table([*ids_and_action, microseconds(time, str(unit))], schema=self.schema)
 
 
-def open_log(path: str, columns: Mapping[str, str], time_unit: str | None) -> Log:
+def open_log(path: str, columns: dict[str, str], time_unit: str | None) -> Log:
     """Find and check the files of a log. `columns` maps LOG_COLUMNS to the names they have there."""
     files = find_parquet(path, "--interactions")
     names = tuple(columns.get(name, name) for name in LOG_COLUMNS)
@@ -131,25 +131,26 @@ def find_parquet(path: str, option: str) -> tuple[ParquetFile, ...]:
     return files
 
 
-def check_columns(file: ParquetFile, wanted: Sequence[str], columns: Mapping[str, str]) -> None:
+def check_columns(file: ParquetFile, wanted: Sequence[str], columns: dict[str, str]) -> None:
     """Raise, with the closest names there are, unless the file has every wanted column under its mapped name."""
     there = [*file.types, *(key for key in file.partition if key not in file.types)]
     missing = [name for name in wanted if columns.get(name, name) not in there]
     if not missing:
         return
-    mapping = {name: column for name, column in columns.items() if name not in missing}
-    free = [column for column in there if column not in mapping.values() and column not in wanted]
+    mapping = {name: columns.get(name, name) for name in wanted if name not in missing}
+    free = [column for column in there if column not in mapping.values()]
     for name in missing:
         mapping[name] = _closest(name, free) or "<column>"
         free = [column for column in free if column != mapping[name]]
     lacks = ", ".join(columns.get(name, name) for name in missing)
-    change = ",".join(f"{name}={column}" for name, column in mapping.items())
+    renamed = columns | {name: mapping[name] for name in missing}
+    change = ",".join(f"{name}={column}" for name, column in renamed.items() if name != column) or None
     raise Correctable(f"{file.path} has no column {lacks}; it has {', '.join(there)}", columns=change)
 
 
 def id_type(file: ParquetFile, column: str) -> pa.DataType:
     """int64 or string, whichever holds the ids of a column."""
-    kind = plain(file.type_of(column))
+    kind = file.type_of(column)
     if pa.types.is_integer(kind) and kind != pa.uint64():
         return pa.int64()
     if _is_string(kind):
@@ -174,7 +175,7 @@ def microseconds(time: pa.Array, unit: str) -> pa.Array:
 
 
 def _check_action(file: ParquetFile, column: str) -> None:
-    kind = plain(file.type_of(column))
+    kind = file.type_of(column)
     if not _is_string(kind):
         raise FriendrecError(
             f"{file.path}: column {column} is {kind}, actions are strings: cast it and write the file again, "
@@ -183,7 +184,7 @@ def _check_action(file: ParquetFile, column: str) -> None:
 
 
 def _check_time(file: ParquetFile, column: str, time_unit: str | None) -> None:
-    kind = plain(file.type_of(column))
+    kind = file.type_of(column)
     if time_unit is not None and time_unit not in TICKS:
         raise FriendrecError(f"--time-unit {time_unit} is unknown: it is one of {', '.join(TICKS)}")
     if pa.types.is_timestamp(kind):
@@ -239,7 +240,8 @@ def _unreadable(path: str) -> FriendrecError:
     return FriendrecError(f"{path} is truncated, damaged or not Parquet: write it again")
 
 
-def plain(kind: pa.DataType | None) -> pa.DataType:
+def plain(kind: pa.DataType) -> pa.DataType:
+    """The type of the values of a column, dictionary-encoded or not."""
     return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 

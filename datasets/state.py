@@ -115,7 +115,7 @@ def lower_bounds(values, begins, ends, wanted):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True, nogil=True)
 def latest_entries(starts, ends, next_same, limit):  # type: ignore[no-untyped-def]
-    """Walk back from each end to the latest entry of each of up to `limit` partners: entries `[Q, limit]`, counts `[Q]`.
+    """Walk back from each end to the latest entry of up to `limit` partners: entries `[Q, limit]`, counts `[Q]`.
 
     An entry is the latest of its partner when the next one with that partner is not before the end.
     """

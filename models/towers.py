@@ -44,13 +44,16 @@ class CopyTerm(nn.Module):
     Without it an id model cannot say *again, this one*: repeats and replies are the pair's, not the user's.
     """
 
+    mean: Tensor
+    deviation: Tensor
+
     def __init__(self, num_features: int, hidden: int) -> None:
         super().__init__()
         self.bonus = mlp(num_features + CLOCK, hidden, 1)
         self.register_buffer("mean", torch.zeros(num_features))
         self.register_buffer("deviation", torch.ones(num_features))
-        nn.init.zeros_(self.bonus[-1].weight)
-        nn.init.zeros_(self.bonus[-1].bias)
+        for parameter in self.bonus[-1].parameters():
+            nn.init.zeros_(parameter)
 
     def standardise(self, features_TF: Tensor) -> None:
         """Take mean and deviation of the pair features from a sample; once, before training."""

@@ -68,7 +68,8 @@ def _explain(kind: type, start: Any, event: mistakes.ParseErrorEvent) -> None:
         case mistakes.InvalidChoice(argument=argument, value=value, choices=choices):
             raise FriendrecError(f"{_name(argument)} cannot be {value}: {did_you_mean(value, choices)}")
         case mistakes.BadValue(argument=argument):
-            raise FriendrecError(f"{_name(argument)} needs a value: {remedy}")
+            name = _name(argument)
+            raise FriendrecError(f"{name} needs a value ({name}=VALUE where it begins with a dash): {remedy}")
         case mistakes.InstantiationFailure(argument=argument, message=message):
             place = f"{_name(argument)}: " if argument else ""
             raise FriendrecError(f"{place}{' '.join(message.split())}: {remedy}")

@@ -35,6 +35,9 @@ def guarded(run: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
         return USER_MISTAKE
     except KeyboardInterrupt:
         return INTERRUPTED
+    except BrokenPipeError:  # the reader of our output has gone, as in `friendrec --help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
 
 
 def _run(argv: Sequence[str]) -> int:

@@ -1,7 +1,7 @@
 """Evaluate a run, its baselines or both by the temporal protocol, live and frozen.
 
 Writes metrics.json and report.html, which opens with the network off. Every event of the period is ranked among all
-users of the train period (docs/evaluation.md); the validation period is scored unless the test period is asked for,
+users of the train period; the validation period is scored unless the test period is asked for,
 and each use of the test period is counted in the run.
 """
 

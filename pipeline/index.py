@@ -7,7 +7,6 @@ user ids in the same order, and meta.json.
 from dataclasses import dataclass
 from typing import Literal
 
-from friendrec.errors import FriendrecError
 from friendrec.pipeline.publish import is_finished, open_published, publish
 
 EXAMPLES = """
@@ -32,21 +31,12 @@ def main(options: IndexOptions) -> None:
     if is_finished(options.out, kind="index", options=options, inputs=inputs):
         print(f"{options.out} is this index already.")
         return
-    import numpy as np
-    import pyarrow.parquet as pq
-
+    from friendrec.pipeline.embeddings import read_embeddings
     from friendrec.pipeline.retrieval.exact import ExactIndex
 
     directory, _ = open_published(options.embeddings, "embeddings")
-    parts = sorted(directory.glob("part-*.parquet"), key=lambda part: int(part.stem.removeprefix("part-")))
-    if not parts:
-        raise FriendrecError(f"{options.embeddings} holds no part-*.parquet: export it again")
-    tables = [pq.read_table(part, columns=["user_id", "target"]) for part in parts]
-    vectors = [
-        table["target"].combine_chunks().flatten().to_numpy().reshape(len(table), -1) for table in tables if len(table)
-    ]
-    user_ids = np.concatenate([table["user_id"].to_numpy() for table in tables])
-    index = ExactIndex(np.concatenate(vectors).astype(np.float32), user_ids)
+    user_ids, vectors = read_embeddings(directory, "target")
+    index = ExactIndex(vectors, user_ids)
     with publish(options.out, kind="index", options=options, inputs=inputs) as attempt:
         index.save(attempt)
-    print(f"{options.out}: {len(index):,} users, {index.vectors.shape[1]} dimensions, exact inner product")
+    print(f"{options.out}: {len(index):,} users, {vectors.shape[1]} dimensions, exact inner product")

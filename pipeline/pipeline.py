@@ -17,8 +17,8 @@ from friendrec.pipeline.publish import fingerprint, open_published
 
 EXAMPLES = """
 friendrec pipeline --interactions log.parquet --out work
-friendrec pipeline --interactions log.parquet --out work --nproc 2 --train-args "--max-minutes 5"
-friendrec pipeline --interactions log.parquet --out work --prepare-args "--columns actor_id=src --time-unit ms"
+friendrec pipeline --interactions log.parquet --out work --nproc 2 --train-args="--max-minutes 5"
+friendrec pipeline --interactions log.parquet --out work --prepare-args="--columns actor_id=src --time-unit ms"
 """
 
 
@@ -37,7 +37,7 @@ class PipelineOptions:
     scheduler_args: str = ""
     """Its options, as in `torchx run -cfg key=value,key=value`."""
     prepare_args: str = ""
-    """More options of `friendrec prepare`, in one string."""
+    """More options of `friendrec prepare`, in one string: --prepare-args="--time-unit ms"."""
     train_args: str = ""
     """More options of `friendrec train`, in one string."""
     evaluate_args: str = "--baselines"
@@ -75,7 +75,7 @@ def _stages(options: PipelineOptions, out: str) -> list[Stage]:
     model = ("--run", run, "--data", data)
     return [
         Stage("prepare", data, ("--interactions", interactions, *prepare)),
-        Stage("train", run, (options.preset, "--data", data, *train), options.nproc),
+        Stage("train", run, (options.preset, "--data", data, "--resume", *train), options.nproc),
         Stage("export", embeddings, model, options.nproc),
         Stage("index", index, ("--embeddings", embeddings, "--kind", "exact")),
         Stage("evaluate", report, (*model, "--index", index, *evaluate)),

@@ -13,6 +13,8 @@ from friendrec.datasets.preparation_config import Correctable, PreparationConfig
 from friendrec.errors import FriendrecError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from friendrec.datasets.preparation import Progress, Summary
     from friendrec.datasets.profiles import Users
     from friendrec.datasets.schema import Log
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 EXAMPLES = """\
 friendrec prepare --interactions log.parquet --out data
 friendrec prepare --interactions log/ --columns actor_id=src,target_id=dst --time-unit s --out data
-friendrec prepare --interactions log/ --users users.parquet --roles request=history,accept=target,block=exclude --out data
+friendrec prepare --interactions log/ --users users.parquet --roles request=history,block=exclude --out data
 """
 
 
@@ -118,20 +120,20 @@ def _prepare(
 
 
 @contextmanager
-def _progress_bar(console: object) -> Iterator["Progress"]:
+def _progress_bar(console: "Console") -> Iterator["Progress"]:
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description:<20}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as bar:  # type: ignore[arg-type]
+    with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("reading", total=1)
         yield lambda step, share: bar.update(task, description=step, completed=share)
 
 
-def _print_summary(console: object, out: str, summary: "Summary") -> None:
+def _print_summary(console: "Console", out: str, summary: "Summary") -> None:
     from rich.table import Table
 
     cleaning, splits = summary.cleaning, summary.splits
-    table = Table("", "rows", title=f"{out}: {summary.users:,} users, {splits.num_train_users:,} of them in train")
+    table = Table("", "rows")
     table.columns[1].justify = "right"
     counts = {"in the log": cleaning.rows, "rejected": cleaning.rejected}
     counts |= {f"  {reason}": rows for reason, rows in cleaning.rejected_by_reason.items()}
@@ -146,12 +148,13 @@ def _print_summary(console: object, out: str, summary: "Summary") -> None:
     }
     for name, rows in (counts | periods).items():
         table.add_row(name, f"{rows:,}")
-    console.print(table)  # type: ignore[attr-defined]
+    console.print(table)
+    console.print(f"{out}: {summary.users:,} users, {splits.num_train_users:,} of them in train")
     roles = ", ".join(f"{action.name} ({action.role})" for action in summary.actions)
-    console.print(f"actions: {roles}")  # type: ignore[attr-defined]
+    console.print(f"actions: {roles}")
     if summary.ignored_columns:
         ignored = ", ".join(summary.ignored_columns)
-        console.print(f"users columns left out, not categorical: {ignored}")  # type: ignore[attr-defined]
+        console.print(f"users columns left out, not categorical: {ignored}")
 
 
 def _day(micros: int) -> str:

@@ -27,18 +27,18 @@ def print_summary(out: str) -> None:
 
 
 def metrics_table(metrics: dict[str, Any]) -> Any:
-    """One row for the model, live and frozen, and one a baseline; one column a task."""
+    """One row for the model, live and frozen, and one a baseline, live; one column a task."""
     from rich.table import Table
 
     protocol = metrics["protocol"]
-    table = Table(title=f"{METRIC}, {protocol['period']} period, {protocol['candidates']:,} candidates")
+    table = Table(title=f"live {METRIC}, {protocol['period']} period, {protocol['candidates']:,} candidates")
     table.add_column("")
     for task in TASKS:
         table.add_column(task, justify="right")
-    table.add_row("model, live", *_row(metrics["tasks"], "live"), style="bold")
+    table.add_row("model", *_row(metrics["tasks"], "live"), style="bold")
     table.add_row("model, frozen", *_row(metrics["tasks"], "frozen"), end_section=True)
     for name, tasks in metrics.get("baselines", {}).items():
-        table.add_row(f"{name}, live", *_row(tasks, "live"))
+        table.add_row(name, *_row(tasks, "live"))
     return table
 
 

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -91,7 +92,9 @@ def load_whole(path: Path, model: nn.Module) -> None:
     tables_of(model).to_empty(device="cpu")
     state = {"model": model.state_dict()}
     _refuse_another_model(path, _describe(path)["shapes"], _shapes(model))
-    dcp.load(state, checkpoint_id=path, no_dist=True)
+    with _one_line(f"{path} cannot be read", "choose another step"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # as meant
+        dcp.load(state, checkpoint_id=path, no_dist=True)
     model.load_state_dict(state["model"])
 
 

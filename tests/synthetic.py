@@ -50,13 +50,14 @@ def prepared_from_events(
     codes = np.searchsorted(names, action)
     columns, offsets = _sequences(actor_row, target_row, codes, timestamp, len(user_ids))
     if path is not None:
-        row_of = {user: row for row, user in enumerate(user_ids.tolist())}
-        _write(path, columns, offsets, user_ids, first, actions, meta, [b for b in blocks if {b[0], b[1]} <= row_of.keys()], row_of)
+        _write(path, columns, offsets, user_ids, first, actions, meta, blocks)
         return load_prepared(path)
     out = np.flatnonzero(columns["direction"] == OUT)
     event_entry = out[np.argsort(columns["event"][out])]
     arrays = {name: columns[name] for name in ("partner", "action", "direction", "timestamp")}
-    data = PreparedData(path=Path("in-memory"), actions=actions, offsets=offsets, event_entry=event_entry, **arrays, **meta)
+    data = PreparedData(
+        path=Path("in-memory"), actions=actions, offsets=offsets, event_entry=event_entry, **arrays, **meta
+    )
     data.__dict__["user_ids"] = user_ids  # what the cached property would read
     return data
 
@@ -113,12 +114,14 @@ def _sequences(actor, target, action, timestamp, num_users):  # type: ignore[no-
     return {name: column[order] for name, column in columns.items()}, offsets
 
 
-def _write(path, columns, offsets, user_ids, first, actions, meta, blocks, row_of):  # type: ignore[no-untyped-def]
+def _write(path, columns, offsets, user_ids, first, actions, meta, blocks):  # type: ignore[no-untyped-def]
     batch = pa.RecordBatch.from_pydict({name: pa.array(column) for name, column in columns.items()})
     write_arrays([batch], len(user_ids), len(columns["user"]) // 2, path / "arrays")
     (path / "splits.json").write_text(json.dumps(meta))
     (path / "actions.json").write_text(json.dumps([{"name": a.name, "role": a.role} for a in actions]))
     vocabulary = {"row": np.arange(len(user_ids)), "user_id": user_ids, "first_timestamp": first}
+    row_of = {user: row for row, user in enumerate(user_ids.tolist())}
+    blocks = [block for block in blocks if {block[0], block[1]} <= row_of.keys()]
     exclusions = {
         "actor": np.array([row_of[b[0]] for b in blocks], np.int64),
         "target": np.array([row_of[b[1]] for b in blocks], np.int64),

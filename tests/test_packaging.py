@@ -1,6 +1,7 @@
 """What is installed is `friendrec` and nothing else, from a wheel as from a checkout."""
 
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -16,17 +17,8 @@ PACKAGES = ("datasets", "models", "pipeline", "sharding", "torchx_components")
 def wheel(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     """The wheel of a copy of the checkout, built without a network."""
     folder = tmp_path_factory.mktemp("wheel")
-    tracked = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=repository, capture_output=True, text=True, check=True,
-    ).stdout.split("\0")  # fmt: skip
-    for name in filter(None, tracked):
-        source, copy = repository / name, folder / "source" / name
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        if source.is_symlink():
-            copy.symlink_to(source.readlink())
-        elif source.is_file():
-            copy.write_bytes(source.read_bytes())
+    unwanted = shutil.ignore_patterns(".git", ".venv", "build", "demo", "*.egg-info", "__pycache__", ".*_cache")
+    shutil.copytree(repository, folder / "source", symlinks=True, ignore=unwanted)
     build = [sys.executable, "-P", "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
     subprocess.run([*build, "--wheel-dir", str(folder), str(folder / "source")], check=True, capture_output=True)
     return zipfile.ZipFile(next(folder.glob("*.whl")))

@@ -59,6 +59,7 @@ def test_several_machines_meet_at_the_first() -> None:
     role = app.roles[0]
     assert (role.num_replicas, role.max_retries, role.env["A"]) == (2, 3, "b")
     assert role.args[role.args.index("--rdzv-endpoint") + 1] == "$$${rank0_env}:29500"
+    assert role.args[-1] == "--resume"  # a restart goes on at the last checkpoint
 
 
 def test_installed_jobs_are_listed_beside_the_builtins(repository: Path) -> None:

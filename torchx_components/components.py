@@ -67,6 +67,8 @@ def train(
     if nnodes > 1:  # $$ leaves a $NAME, whose value the launcher looks up where it runs
         endpoint = f"$${specs.macros.rank0_env}:{rdzv_port}"
         launch += ["--nnodes", str(nnodes), "--rdzv-id", specs.macros.app_id, "--rdzv-endpoint", endpoint]
+    if max_restarts and "--resume" not in args:
+        args = (*args, "--resume")
     app = _job("train", args, image, cpu, memMB, nproc, launch)
     role = app.roles[0]
     role.resource.gpu = gpu

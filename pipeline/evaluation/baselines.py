@@ -16,7 +16,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from friendrec.datasets.prepared import OUT, PreparedData
+from friendrec.datasets.prepared import PreparedData
 from friendrec.pipeline.evaluation.tasks import LEVELS, Events, Exclusions
 
 PAIR_SCORES = ("recent_contacts", "contact_frequency", "reciprocity", "last_interaction")
@@ -122,7 +122,9 @@ def _replay(  # type: ignore[no-untyped-def]
         u, v = actor[scored[e]], target[scored[e]]
         slots = slot_offsets[u], slot_offsets[u] + met[u]
         hidden = blocked[blocked_offsets[e] : blocked_offsets[e + 1]]
-        named, hidden_from, values = _named(u, slots, slot_other, contacted, hidden, num_candidates, pairs, users, place)
+        named, hidden_from, values = _named(
+            u, slots, slot_other, contacted, hidden, num_candidates, pairs, users, place
+        )
         own = np.zeros(NUM_PAIR + NUM_USER, np.int64)
         own[NUM_PAIR:] = users[:, v]
         for j in range(len(named)):

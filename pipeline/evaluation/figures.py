@@ -8,6 +8,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from friendrec.pipeline.evaluation.metrics import recall_curve
 from friendrec.pipeline.evaluation.results import HISTORY_BINS, MODEL, Evaluation
@@ -20,7 +21,7 @@ TITLES = {
     "reply": "Reply",
     "unprompted_link": "Unprompted link",
 }
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.size": 9.5,
     "axes.edgecolor": "#9aa3b2",
@@ -41,7 +42,9 @@ def bars(metrics: dict[str, Any], state: str) -> str:
     """Recall@10 of the model against every baseline, one panel a task, best first, with 95 % intervals."""
     methods = len(metrics["baselines"]) + 1
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(11, 1.2 + 0.23 * methods * 2), layout="constrained")
+        figure = Figure(
+            figsize=(11, 1.2 + 0.23 * methods * 2), layout=ConstrainedLayoutEngine(hspace=0.06, wspace=0.04)
+        )
         for axes, task in zip(figure.subplots(2, 2).flat, TASKS, strict=True):
             _bar_panel(axes, metrics, task, state)
         return _svg(figure)

@@ -66,11 +66,14 @@ def best_baseline(baselines: dict[str, Any], task: str, state: str) -> str | Non
 def _measure(evaluation: Evaluation, task: str, state: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Figures of every method on a task with intervals, and how the model compares with the best baseline."""
     ranks = {method: evaluation.of(method, task, state) for method in evaluation.ranks}
-    if not evaluation.events.of_task(task).any():
+    asking = evaluation.events.of_task(task)
+    if not asking.any():
         return {method: {} for method in ranks}, {}
     hits = np.stack([rank <= 10 for rank in ranks.values()], axis=1).astype(np.float64)
-    means = dict(zip(ranks, bootstrap_means(hits, evaluation.events.actor[evaluation.events.of_task(task)]).T, strict=True))
-    figures = {method: summary(rank) | {"recall@10_ci": interval(means[method])} for method, rank in ranks.items()}
+    means = dict(zip(ranks, bootstrap_means(hits, evaluation.events.actor[asking]).T, strict=True))
+    figures: dict[str, dict[str, Any]] = {
+        method: {**summary(rank), "recall@10_ci": interval(means[method])} for method, rank in ranks.items()
+    }
     best = best_baseline({name: {task: {state: figures[name]}} for name in evaluation.baselines}, task, state)
     if best is None:
         return figures, {}

@@ -14,31 +14,23 @@ import os
 import pickle
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Callable
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any
 
-_TIMEOUT = 120  # seconds a call may take before its processes are ended
+_TIMEOUT = 120.0  # seconds a call may take
+_GRACE = 5.0  # seconds the other ranks get once one has failed: they wait for it in a collective
 
 
 class Workers:
     """`size` processes that wait for work; a context manager that ends them."""
 
     def __init__(self, size: int) -> None:
-        self._pipes: list[Connection] = []
-        self._processes: list[subprocess.Popen[bytes]] = []
-        threads = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-        environment = os.environ | threads | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-        for _ in range(size):
-            ours, theirs = multiprocessing.Pipe()
-            with theirs:
-                end = theirs.fileno()
-                command = [sys.executable, __file__, str(end)]
-                self._processes.append(subprocess.Popen(command, pass_fds=[end], env=environment))
-            self._pipes.append(ours)
+        self._workers = [_Worker() for _ in range(size)]
 
     def run(self, world_size: int, function: Callable[..., Any], *args: Any) -> list[Any]:
         """Return values of `function(*args)` by rank. A rank's exception is raised here with its traceback."""
@@ -49,22 +41,36 @@ class Workers:
         module = (function.__module__, sys.modules[function.__module__].__file__)
         task = pickle.dumps((function.__qualname__, args))
         for rank in range(world_size):
-            self._pipes[rank].send((_environment(rank, world_size, store.port), module, task))
-        answers = [self._receive(rank) for rank in range(world_size)]
-        failures = [f"rank {rank}:\n{answer}" for rank, (good, answer) in enumerate(answers) if not good]
+            self._workers[rank].pipe.send((_environment(rank, world_size, store.port), module, task))
+        answers = self._answers(world_size)
+        failures = [f"rank {rank}:\n{answers[rank][1]}" for rank in sorted(answers) if not answers[rank][0]]
         if failures:
             raise AssertionError("\n".join(failures))
-        return [pickle.loads(answer) for _, answer in answers]
+        return [pickle.loads(answers[rank][1]) for rank in range(world_size)]
 
-    def _receive(self, rank: int) -> tuple[bool, Any]:
-        if not self._pipes[rank].poll(_TIMEOUT):
-            self._processes[rank].kill()
-            return False, f"no answer within {_TIMEOUT} s"
-        try:
-            answer: tuple[bool, Any] = self._pipes[rank].recv()
-        except EOFError:
-            return False, f"process ended with exit code {self._processes[rank].wait()}"
-        return answer
+    def _answers(self, world_size: int) -> dict[int, tuple[bool, Any]]:
+        """(whether it went well, pickled value or text) by rank; a worker that does not answer is replaced."""
+        answers: dict[int, tuple[bool, Any]] = {}
+        waiting = set(range(world_size))
+        until = time.monotonic() + _TIMEOUT
+        while waiting and (ready := wait([self._workers[r].pipe for r in waiting], max(0.0, until - time.monotonic()))):
+            for rank in [rank for rank in waiting if self._workers[rank].pipe in ready]:
+                waiting.remove(rank)
+                try:
+                    answers[rank] = self._workers[rank].pipe.recv()
+                except EOFError:
+                    answers[rank] = False, f"its process ended with exit code {self._replace(rank)}"
+                if not answers[rank][0]:
+                    until = min(until, time.monotonic() + _GRACE)
+        for rank in waiting:
+            self._replace(rank)
+            answers[rank] = False, "gave no answer and was ended"
+        return answers
+
+    def _replace(self, rank: int) -> int:
+        """Exit code of the old process of `rank`; the new one is ready for the next call."""
+        old, self._workers[rank] = self._workers[rank], _Worker()
+        return old.end(1)
 
     def __enter__(self) -> "Workers":
         return self
@@ -72,12 +78,29 @@ class Workers:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for pipe, process in zip(self._pipes, self._processes, strict=True):
-            pipe.close()  # the worker reads the end of its pipe and leaves
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
+        for worker in self._workers:
+            worker.end(0)  # idle: nothing to wait for
+
+
+class _Worker:
+    """A process of this file's main block, at the other end of a pipe."""
+
+    def __init__(self) -> None:
+        self.pipe, theirs = multiprocessing.Pipe()
+        threads = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+        environment = os.environ | threads | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        with theirs:
+            end = theirs.fileno()
+            self._process = subprocess.Popen([sys.executable, __file__, str(end)], pass_fds=[end], env=environment)
+
+    def end(self, patience: float) -> int:
+        """Exit code of the process; still there after `patience` seconds, it is killed."""
+        self.pipe.close()
+        try:
+            return self._process.wait(patience)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            return self._process.wait()
 
 
 def heights() -> set[int]:
@@ -124,7 +147,7 @@ def _serve(pipe: Connection) -> None:
             _import(name, path)
             qualname, args = pickle.loads(task)
             with process_group():
-                answer = (True, pickle.dumps(getattr(sys.modules[name], qualname)(*args)))
+                answer: tuple[bool, Any] = (True, pickle.dumps(getattr(sys.modules[name], qualname)(*args)))
         except BaseException:  # whatever it is, the parent must hear of it
             answer = (False, traceback.format_exc())
         pipe.send(answer)

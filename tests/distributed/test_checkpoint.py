@@ -12,7 +12,7 @@ from friendrec.sharding import checkpoint
 from friendrec.sharding.tables import Table
 
 from .harness import Workers
-from .toy import TABLES, sharded, train
+from .toy import TABLES, sharded, toy, train, whole
 
 EXTRA = {"epoch": 1, "step": 10, "config": {"dim": 8}}
 
@@ -44,10 +44,10 @@ def test_a_checkpoint_moves_between_world_sizes(workers: Workers, tmp_path: Path
             assert torch.equal(noise, uninterrupted[rank][1])
 
 
-def save_steps(folder: Path, steps: list[int], keep: int) -> list[str]:
+def save_steps(folder: Path, steps: list[int], keep: int, protect: int | None = None) -> list[str]:
     dmp, optimizers = sharded()
     for step in steps:
-        checkpoint.save(folder, step, dmp, optimizers, {}, keep=keep)
+        checkpoint.save(folder, step, dmp, optimizers, {}, keep, protect)
     dist.barrier()
     return sorted(path.name for path in folder.iterdir())
 
@@ -65,10 +65,22 @@ def load_model_only(path: Path) -> dict[str, Any]:
 
 def test_the_newest_stay_and_the_model_alone_can_be_read(workers: Workers, tmp_path: Path) -> None:
     (tmp_path / ".step-9").mkdir()  # what a killed run left
-    names = workers.run(2, save_steps, tmp_path, [2, 10, 11], 2)
-    assert names == [["step-10", "step-11"]] * 2
+    names = workers.run(2, save_steps, tmp_path, [2, 3, 10, 11], 2, 3)
+    assert names == [["step-10", "step-11", "step-3"]] * 2
     assert checkpoint.latest(tmp_path) == tmp_path / "step-11"
     assert workers.run(1, load_model_only, tmp_path / "step-11") == [{}]
+
+
+def test_one_process_reads_the_tables_whole(workers: Workers, tmp_path: Path) -> None:
+    workers.run(3, save_steps, tmp_path, [1], 1)
+    model, expected = toy(), whole()
+    with torch.no_grad():
+        model.hidden.weight.zero_()
+    checkpoint.load_whole(tmp_path / "step-1", model)
+    for name, value in expected.state_dict().items():
+        assert torch.equal(model.state_dict()[name], value), name
+    with pytest.raises(FriendrecError, match="another model"):
+        checkpoint.load_whole(tmp_path / "step-1", toy(hidden=4))
 
 
 def test_a_damaged_checkpoint_is_passed_over_and_refused(workers: Workers, tmp_path: Path) -> None:

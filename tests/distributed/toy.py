@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torchrec import EmbeddingBagCollection, KeyedJaggedTensor
 from torchrec.distributed import DistributedModelParallel
 
-from friendrec.sharding.optimizers import OptimizerConfig, Optimizers
+from friendrec.sharding.config import OptimizerConfig
+from friendrec.sharding.optimizers import Optimizers
 from friendrec.sharding.parallel import local_rows, shard
 from friendrec.sharding.plan import make_plan
 from friendrec.sharding.tables import Table, embedding_bag_collection, initial_rows

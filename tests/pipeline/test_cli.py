@@ -29,6 +29,16 @@ class PrepareOptions:
     """Go on."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Inner:
+    rate: float = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nested:
+    inner: Annotated[Inner, tyro.conf.OmitArgPrefixes]
+
+
 def parse(*argv: str) -> PrepareOptions:
     return parse_options(PrepareOptions, argv, prog="friendrec prepare", description="Prepare.", examples="\nex 1\n")
 
@@ -46,7 +56,11 @@ def test_dashes_and_underscores_are_the_same() -> None:
         (["--train-until", "3", "--rat=2"], "`friendrec prepare` has no argument --rat=2: did you mean --rate?"),
         (["--train-until", "3", "stu", "x"], "`friendrec prepare` has no argument x: see `friendrec prepare --help`"),
         ([], "`friendrec prepare` needs --train-until: see `friendrec prepare --help`"),
-        (["--train-until"], "--train-until needs a value: see `friendrec prepare --help`"),
+        (
+            ["--train-until"],
+            "--train-until needs a value (--train-until=VALUE where it begins with a dash): "
+            "see `friendrec prepare --help`",
+        ),
         (["two_tower", "--train-until", "3"], "PRESET cannot be two_tower: did you mean two_tower_mlp?"),
         (
             ["--train-until", "soon"],
@@ -75,6 +89,18 @@ def test_comma_strings() -> None:
     for text in ("request", "=history", "request="):
         with pytest.raises(FriendrecError, match="expected name=value pairs such as --roles a=b,c=d"):
             comma_map(text, "--roles")
+
+
+def test_nested_config_is_known_to_the_remedy() -> None:
+    default = Nested(inner=Inner(rate=0.5))
+
+    def nested(*argv: str) -> Nested:
+        return parse_options(Nested, argv, prog="x", description="", examples="", default=default)
+
+    assert nested("--rate", "1") == Nested(inner=Inner(rate=1.0))
+    assert nested() == default
+    with pytest.raises(FriendrecError, match=r"did you mean --rate\?"):
+        nested("--ratte", "1")
 
 
 def test_did_you_mean() -> None:
@@ -133,6 +159,12 @@ def test_help_of_each_verb(verb: str) -> None:
     assert f"examples:\n  friendrec {verb} " in result.stdout
     assert "torchx run" in result.stdout
     assert seconds < 1
+
+
+def test_closed_pipe_is_no_traceback() -> None:
+    command = f"{sys.executable} -P -m friendrec --help | true"
+    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert result.stderr == ""
 
 
 def test_mistake_in_a_process_has_no_traceback(tmp_path: Path) -> None:

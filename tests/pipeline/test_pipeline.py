@@ -88,7 +88,7 @@ def test_stages_get_their_inputs_and_options(options: PipelineOptions) -> None:
     stages = {stage.verb: stage for stage in pipeline._stages(options, "/w")}
     assert list(stages) == CHAIN
     assert stages["prepare"].args == ("--interactions", options.interactions)
-    assert stages["train"].args == ("two_tower_mlp", "--data", "/w/data", "--epochs", "1")
+    assert stages["train"].args == ("two_tower_mlp", "--data", "/w/data", "--resume", "--epochs", "1")
     assert (stages["train"].nproc, stages["export"].nproc, stages["index"].nproc) == (3, 3, 1)
     assert stages["evaluate"].args[-1] == "--baselines"
     assert stages["recommend"].output == "/w/recommendations"

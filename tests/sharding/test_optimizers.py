@@ -5,7 +5,8 @@ import math
 import pytest
 
 from friendrec.errors import FriendrecError
-from friendrec.sharding.optimizers import OptimizerConfig, schedule
+from friendrec.sharding.config import OptimizerConfig
+from friendrec.sharding.optimizers import schedule
 
 
 @pytest.mark.parametrize("decay", ["cosine", "linear", "constant"])

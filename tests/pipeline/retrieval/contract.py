@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 from friendrec.pipeline.retrieval.protocol import Queries, Retriever
 
 
-def brute_force(vectors: NDArray[np.float32], queries: Queries, k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+def brute_force(
+    vectors: NDArray[np.float32], queries: Queries, k: int
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """The protocol in its own words, one query and one candidate at a time."""
     ids = np.full((len(queries), k), -1, np.int64)
     best = np.full((len(queries), k), -np.inf, np.float32)
@@ -146,7 +148,9 @@ class RetrieverContract:
         for before, after in zip(retriever.search(queries, 9), self.load(tmp_path).search(queries, 9), strict=True):
             assert np.array_equal(before, after)
 
-    @given(seed=st.integers(0, 2**32 - 1), queries=st.integers(0, 5), candidates=st.integers(1, 12), k=st.integers(1, 15))
+    @given(
+        seed=st.integers(0, 2**32 - 1), queries=st.integers(0, 5), candidates=st.integers(1, 12), k=st.integers(1, 15)
+    )
     @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.differing_executors])
     def test_equals_brute_force_on_any_small_problem(self, seed: int, queries: int, candidates: int, k: int) -> None:
         self.check(*random_problem(seed, queries, candidates), k=k)

@@ -1,5 +1,6 @@
 """The exact index: the shared contract, and its rank against the definition."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 from friendrec.pipeline.retrieval import exact
 from friendrec.pipeline.retrieval.exact import ExactIndex
 from friendrec.pipeline.retrieval.exclusion import one_each, union
+from friendrec.pipeline.retrieval.protocol import Queries
 from tests.pipeline.retrieval.contract import RetrieverContract, jagged, make_queries, random_problem
 
 
@@ -64,6 +66,22 @@ def test_rank_agrees_with_search() -> None:
     assert np.array_equal(index.scores_of(queries, ids), scores)
 
 
+@pytest.mark.parametrize("shards", [1, 3, 40])
+def test_counts_of_shards_add_up_to_the_rank(shards: int) -> None:
+    vectors, queries = random_problem(5, num_queries=30)
+    targets = np.random.default_rng(5).integers(0, len(vectors), 30)
+    index = exact_index(vectors)
+    scores = index.scores_of(queries, targets[:, None])[:, 0]
+    total = np.ones(30)
+    for share in np.array_split(np.arange(len(vectors)), shards):
+        first, own = int(share[0]), np.isin(targets, share)
+        parts = [queries.take(np.arange(a, a + 10)).within(first, len(share)) for a in (0, 10, 20)]
+        shard, local = exact_index(vectors[share]), np.where(own, targets - first, -1)
+        higher, tied = shard.count_better(Queries.concatenate(parts), scores, local)
+        total += higher + tied / 2
+    assert total.tolist() == index.rank(queries, targets).tolist()
+
+
 def test_the_file_is_a_faiss_index_of_raw_users(tmp_path: Path) -> None:
     import faiss
 
@@ -78,4 +96,4 @@ def test_the_file_is_a_faiss_index_of_raw_users(tmp_path: Path) -> None:
 
 def test_union_is_distinct_within_a_row_and_drops_users_who_are_no_candidates() -> None:
     offsets, ids = union(6, one_each(np.array([2, 9])), jagged([[5, 2], [7, 0]]), jagged([[5, 1], []]))
-    assert [ids[a:b].tolist() for a, b in zip(offsets, offsets[1:], strict=False)] == [[1, 2, 5], [0]]
+    assert [ids[a:b].tolist() for a, b in pairwise(offsets)] == [[1, 2, 5], [0]]
