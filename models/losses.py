@@ -1,6 +1,7 @@
 """Sampled softmax with logQ correction (Bengio & Senécal 2008; Yi et al. 2019), its memory bounded by chunks."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -24,44 +25,42 @@ class Candidates:
     contact_bonus: Tensor  # [B, C]; -inf where padded
     target_bonus: Tensor  # [B] bonus of the target where it is a contact, else 0
 
+    def take(self, rows: slice) -> Self:
+        """The candidates of some of the examples; the shared ones are everybody's."""
+        own = {f.name: getattr(self, f.name)[rows] for f in fields(self) if f.name != "shared"}
+        return replace(self, **own)
 
-def sampled_softmax(query_BD: Tensor, targets_SD: Tensor, candidates: Candidates, chunk: int = 256) -> Tensor:
+
+def sampled_softmax(
+    query_BD: Tensor, targets_SD: Tensor, candidates: Candidates, dense_weight: float = 0.0, chunk: int = 256
+) -> Tensor:
     """Cross-entropy of each example's target against its candidates, float32 `[B]`.
 
+    With `dense_weight`, plus so much of the cross-entropy of the dot product alone against the sampled candidates:
+    the copy term explains contacts away, and vectors trained behind it alone learn little about whom to meet next.
     Scores of `chunk` examples exist at a time; backward computes them again.
     """
-    fields = [getattr(candidates, name) for name in candidates.__dataclass_fields__]
     losses = [
-        checkpoint(_losses, query_BD[rows], targets_SD, candidates.shared, *_slice(fields, rows), use_reentrant=False)
+        checkpoint(_losses, query_BD[rows], targets_SD, candidates.take(rows), dense_weight, use_reentrant=False)
         for rows in (slice(start, start + chunk) for start in range(0, len(query_BD), chunk))
     ]
     return torch.cat(losses) if losses else query_BD.sum(1)
 
 
-def _slice(fields: list[Tensor], rows: slice) -> list[Tensor]:
-    target, negative, negative_log, _, shared_log, contact, contact_bonus, target_bonus = fields
-    return [f[rows] for f in (target, negative, negative_log, shared_log, contact, contact_bonus, target_bonus)]
+def _losses(query_BD: Tensor, targets_SD: Tensor, candidates: Candidates, dense_weight: float) -> Tensor:
+    named = [candidates.target[:, None], candidates.contact, candidates.negative]
+    scores = _scores(query_BD, targets_SD, torch.cat(named, dim=1))
+    target_B1, contact_BC, negative_BK = scores.split([part.shape[1] for part in named], dim=1)
+    shared_BM = query_BD @ targets_SD[candidates.shared].T
+    sampled = [negative_BK - candidates.negative_log_count, shared_BM - candidates.shared_log_count]
+    is_target_BC = candidates.contact == candidates.target[:, None]
+    rivals_BC = (contact_BC + candidates.contact_bonus).masked_fill(is_target_BC, -torch.inf)
+    loss_B = _cross_entropy(target_B1 + candidates.target_bonus[:, None], rivals_BC, *sampled)
+    return loss_B + dense_weight * _cross_entropy(target_B1, *sampled) if dense_weight else loss_B
 
 
-def _losses(  # noqa: PLR0913
-    query: Tensor,
-    targets: Tensor,
-    shared: Tensor,
-    target: Tensor,
-    negative: Tensor,
-    negative_log_count: Tensor,
-    shared_log_count: Tensor,
-    contact: Tensor,
-    contact_bonus: Tensor,
-    target_bonus: Tensor,
-) -> Tensor:
-    own = _scores(query, targets, torch.cat([target[:, None], contact, negative], dim=1))
-    positive, contacts, negatives = own.split([1, contact.shape[1], negative.shape[1]], dim=1)
-    positive = positive + target_bonus[:, None]
-    contacts = (contacts + contact_bonus).masked_fill(contact == target[:, None], -torch.inf)
-    in_batch = query @ targets[shared].T - shared_log_count
-    logits = torch.cat([positive, contacts, negatives - negative_log_count, in_batch], dim=1)
-    return torch.logsumexp(logits, dim=1) - positive.squeeze(1)
+def _cross_entropy(target_B1: Tensor, *others: Tensor) -> Tensor:
+    return torch.logsumexp(torch.cat([target_B1, *others], dim=1), dim=1) - target_B1.squeeze(1)
 
 
 def _scores(query_BD: Tensor, targets_SD: Tensor, slots_BK: Tensor) -> Tensor:

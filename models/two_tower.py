@@ -32,13 +32,14 @@ class TwoTower(nn.Module):
         self.query_tower = QueryTower(config.dim, config.hidden)
         self.target_tower = TargetTower(config.dim, config.hidden)
         self.copy_term = CopyTerm(len(PAIR_FEATURES), config.hidden // 2) if config.copy_term else None
+        self.dense_loss = config.dense_loss
 
     def forward(self, batch: Batch) -> Tensor:
         """Loss of the slice, scaled so that its mean over ranks is the weighted mean over the global batch."""
         slots = self.lookup(batch.context.ids)
         queries = self.encode_queries(batch.context, slots)
         candidates = _candidates(batch, queries.bonus)
-        loss_B = sampled_softmax(queries.vector, self.encode_targets(slots), candidates)
+        loss_B = sampled_softmax(queries.vector, self.encode_targets(slots), candidates, self.dense_loss)
         return (loss_B * batch.weight).sum() * batch.scale
 
     def encode_queries(self, context: Context, slots: Slots) -> Encoded:

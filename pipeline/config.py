@@ -12,6 +12,7 @@ import tyro
 from friendrec.datasets.config import ContextConfig, ReaderConfig
 from friendrec.errors import FriendrecError
 from friendrec.models.config import TwoTowerConfig
+from friendrec.pipeline.publish import fingerprint
 from friendrec.sharding.config import OptimizerConfig
 
 
@@ -34,6 +35,12 @@ class TrainingConfig:
     seed: int = 0
     """Seed of initial weights, order, negatives and dropout."""
 
+    def __post_init__(self) -> None:
+        if min(self.epochs, self.validation_events, self.checkpoint_steps) < 1:
+            raise FriendrecError("epochs, validation_events and checkpoint_steps must be at least 1")
+        if not self.max_minutes > 0 or self.patience < 0 or self.seed < 0:
+            raise FriendrecError("max_minutes must be above 0, patience and seed at least 0")
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
@@ -48,6 +55,10 @@ class RunConfig:
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
+
+    def identity(self, data: Path) -> dict[str, Any]:
+        """What makes a run on prepared data the same run as another: its `config.json`."""
+        return json.loads(json.dumps({"config": self.to_dict(), "data": fingerprint(data)}))
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "RunConfig":

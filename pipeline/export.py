@@ -8,6 +8,7 @@ from typing import Literal
 
 from friendrec.pipeline.publish import is_finished
 from friendrec.pipeline.times import end_of_log, format_time, parse_time
+from friendrec.pipeline.together import publish_together, say
 
 EXAMPLES = """
 friendrec export --run RUN --data DATA --out EMBEDDINGS
@@ -36,8 +37,9 @@ def main(options: ExportOptions) -> None:
     """Load the run's best checkpoint sharded, encode, publish."""
     inputs = {"run": options.run, "data": options.data}
     if is_finished(options.out, kind="embeddings", options=options, inputs=inputs):
-        print(f"{options.out} is up to date")
+        say(f"{options.out} is up to date")
         return
+    wanted = parse_time(options.as_of, "--as-of") if options.as_of else None
     import numpy as np
     import torch.distributed as dist
 
@@ -45,14 +47,13 @@ def main(options: ExportOptions) -> None:
     from friendrec.pipeline.build import build_model
     from friendrec.pipeline.embeddings import write_part
     from friendrec.pipeline.inference import encode_queries, encode_targets, num_blocks, open_run
-    from friendrec.pipeline.together import publish_together
     from friendrec.sharding import checkpoint
     from friendrec.sharding.parallel import local_rows, process_group, shard
     from friendrec.sharding.plan import make_plan
 
     config, data, weights = open_run(options.run, options.data)
     packer = Packer(data, config.context)
-    as_of = parse_time(options.as_of, "--as-of") if options.as_of else end_of_log(data)
+    as_of = end_of_log(data) if wanted is None else wanted
     model = build_model(config, packer.tables)
     with process_group() as device:
         plan = make_plan(model, dist.get_world_size(), group=dist.group.WORLD)
@@ -62,11 +63,10 @@ def main(options: ExportOptions) -> None:
         first, rows = local_rows(sharded, "user")
         own = np.arange(first, min(first + len(rows), data.num_train_users))
         blocks = num_blocks(-(-packer.tables.rows["user"] // dist.get_world_size()))
-        targets = encode_targets(sharded.module, packer, own, blocks)
-        queries = encode_queries(sharded.module, packer, own, np.full(len(own), as_of), blocks)
-        extra = {"as_of": as_of, "dimensions": targets.shape[1], "dtype": options.dtype}
+        extra = {"as_of": as_of, "dimensions": config.model.dim + 1, "dtype": options.dtype}
         with publish_together(options.out, kind="embeddings", options=options, inputs=inputs, extra=extra) as attempt:
+            targets = encode_targets(sharded.module, packer, own, blocks)
+            queries = encode_queries(sharded.module, packer, own, np.full(len(own), as_of), blocks)
             part = attempt / f"part-{dist.get_rank()}.parquet"
             write_part(part, data.user_ids[own], queries.vector, targets, options.dtype)
-        if dist.get_rank() == 0:
-            print(f"{data.num_train_users:,} users as of {format_time(as_of)}: {options.out}")
+        say(f"{data.num_train_users:,} users as of {format_time(as_of)}: {options.out}")

@@ -87,15 +87,16 @@ def open_index(index: str | Path, data: PreparedData) -> ExactIndex:
 
 
 @torch.no_grad()
-def encode_queries(
-    model: TwoTower, packer: Packer, actors: Rows, as_of: NDArray[np.int64], blocks: int = 0
-) -> Queries:
+def encode_queries(model: TwoTower, packer: Packer, actors: Rows, as_of: NDArray[np.int64], blocks: int = 0) -> Queries:
     """Vectors of the queries and the bonus of the contacts that each names, in blocks of bounded memory.
 
     Ranks of a sharded model call this together and give the same number of `blocks`, for every block is a collective.
     """
     order = np.lexsort((as_of, actors))
-    parts = [_encode_block(model, packer, actors[block], as_of[block]) for block in np.array_split(order, blocks or num_blocks(len(order)))]
+    parts = [
+        _encode_block(model, packer, actors[block], as_of[block])
+        for block in np.array_split(order, blocks or num_blocks(len(order)))
+    ]
     vectors, ids, bonuses, counts = (np.concatenate(part) for part in zip(*parts, strict=True))
     place = np.argsort(order)  # of each query among the sorted ones
     chosen = ranges((np.cumsum(counts) - counts)[place], counts[place])
@@ -123,9 +124,7 @@ def _encode_block(model: TwoTower, packer: Packer, users: Rows, times: NDArray[n
 
 
 @torch.no_grad()
-def encode_targets(
-    model: TwoTower, packer: Packer, users: Rows, blocks: int = 0
-) -> NDArray[np.float32]:
+def encode_targets(model: TwoTower, packer: Packer, users: Rows, blocks: int = 0) -> NDArray[np.float32]:
     """Target vectors of dense user rows, float32 `[len(users), D + 1]`; `blocks` as for `encode_queries`."""
     vectors = [
         model.encode_targets(model.lookup(packer.ids(block))).numpy()[: len(block)]

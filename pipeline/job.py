@@ -48,6 +48,8 @@ class Progress:
     best_step: int = 0
     stale: int = 0
     """Validations since the best."""
+    done: bool = False
+    """Nothing is left to train: the last epoch, the time limit or early stopping came."""
     preempted: bool = False
 
 
@@ -64,7 +66,8 @@ class Job:
     parameters: int
     rank: int
     world_size: int
-    writer: SummaryWriter | None
+    writer: SummaryWriter | None = None
+    """Rank 0's, from `restore` on."""
 
     def agree(self, loss: Tensor, stop: bool, late: bool) -> tuple[float, bool, bool]:
         """Mean loss over the global batch, and whether any rank was asked to stop or is late; before any row moves."""
@@ -72,17 +75,17 @@ class Job:
         dist.all_reduce(sums)
         mean, stops, lates = (sums / self.world_size).tolist()
         if not math.isfinite(mean):
-            raise FriendrecError(
-                f"the loss is {mean}: lower --dense-learning-rate or --table-learning-rate and start again in another "
-                "--out, or --resume from the last checkpoint, which is untouched"
-            )
+            raise _diverged(f"the loss is {mean}")
         return mean, stops > 0, lates > 0
 
     def validate(self) -> dict[str, dict[str, float]]:
         """Metrics of the tasks on events of the validation period, live."""
+        self._refuse_to_go_on_with_nan()
         return self.validation.metrics(self.model.module)
 
     def save(self, progress: Progress) -> None:
+        """A checkpoint of this step; the one before it stays, and the best."""
+        self._refuse_to_go_on_with_nan()
         extra = {"progress": dataclasses.asdict(progress)}
         checkpoint.save(
             self.out / "checkpoints", progress.step, self.model, self.optimizers, extra, protect=progress.best_step
@@ -91,12 +94,11 @@ class Job:
     def restore(self) -> Progress:
         """Progress of the newest checkpoint, loaded; from the start where there is none."""
         newest = checkpoint.latest(self.out / "checkpoints")
-        if newest is None:
-            return Progress()
-        progress = Progress(**checkpoint.load(newest, self.model, self.optimizers)["progress"])
+        saved = checkpoint.load(newest, self.model, self.optimizers)["progress"] if newest else {}
+        progress = Progress(**saved | {"preempted": False})
         if self.rank == 0:
             _forget_later(self.out / "metrics.jsonl", progress.step)
-        progress.preempted = False
+            self.writer = SummaryWriter(str(self.out / "tensorboard"), purge_step=progress.step + 1)
         return progress
 
     def log(self, progress: Progress, **values: Any) -> None:
@@ -109,10 +111,17 @@ class Job:
         for name, value in _flat(values).items():
             self.writer.add_scalar(name, value, progress.step)
 
-    def say(self, text: str) -> None:
-        """One line to the person, from rank 0."""
-        if self.rank == 0:
-            Console().print(text, highlight=False, soft_wrap=True)
+    def close(self) -> None:
+        """Write out what is still in memory."""
+        if self.writer is not None:
+            self.writer.close()
+
+    def _refuse_to_go_on_with_nan(self) -> None:
+        """A step may blow up the weights after its loss was found finite: no checkpoint or metric must come of them."""
+        broken = torch.tensor(sum(not p.sum().isfinite() for p in self.model.parameters()))
+        dist.all_reduce(broken)
+        if broken:
+            raise _diverged(f"{int(broken)} parameters are not finite any more")
 
     @contextmanager
     def progress_bar(self, total: int, done: int) -> Iterator[Callable[[float], None]]:
@@ -146,10 +155,13 @@ def start(config: RunConfig, data_path: Path, out: Path) -> Iterator[Job]:
         if model.copy_term is not None:
             model.copy_term.standardise(_contact_sample(reader))
         parameters = sum(p.numel() for p in model.parameters())
+        validation = Validation.sample(reader.packer, config.training.validation_events, config.training.stop_on)
         plan = make_plan(model, world_size, group=dist.group.WORLD)
         if rank == 0:
             Console(stderr=True).print(plan_table(model, plan, world_size))
-            (out / "plan.json").write_text(json.dumps([dataclasses.asdict(s) for s in shards(plan)], indent=1))
+            out.mkdir(parents=True, exist_ok=True)
+            _write(out / "plan.json", [dataclasses.asdict(s) for s in shards(plan)])
+            _write(out / "config.json", config.identity(data_path))  # from here on it is a run, to be resumed
         sharded = shard(model, plan, device, config.training.seed)
         yield Job(
             config=config,
@@ -157,11 +169,10 @@ def start(config: RunConfig, data_path: Path, out: Path) -> Iterator[Job]:
             reader=reader,
             model=sharded,
             optimizers=Optimizers(sharded, config.optimizer),
-            validation=Validation.sample(reader.packer, config.training.validation_events),
+            validation=validation,
             parameters=parameters,
             rank=rank,
             world_size=world_size,
-            writer=SummaryWriter(str(out / "tensorboard")) if rank == 0 else None,
         )
 
 
@@ -179,10 +190,24 @@ def _contact_sample(reader: Reader, size: int = 2000) -> Tensor:
     return torch.from_numpy(contacts.features)
 
 
+def _diverged(what: str) -> FriendrecError:
+    return FriendrecError(
+        f"{what}: lower --dense-learning-rate or --table-learning-rate and start again in another --out; "
+        "the last checkpoint is untouched"
+    )
+
+
+def _write(path: Path, content: Any) -> None:
+    """Whole or not at all, wherever the run is killed."""
+    attempt = path.with_name(f".{path.name}")
+    attempt.write_text(json.dumps(content, indent=1))
+    attempt.rename(path)
+
+
 def _forget_later(path: Path, step: int) -> None:
-    """Drop the lines of steps that a resumed run will take again."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    path.write_text("".join(f"{line}\n" for line in lines if json.loads(line)["step"] <= step))
+    """Drop the lines of steps that a resumed run will take again, and the half line of a killed one."""
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    path.write_text("".join(line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step))
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, float]:

@@ -4,12 +4,12 @@ Users never see themselves, whom they have already contacted, or who is blocked 
 """
 
 from dataclasses import dataclass
-
 from typing import TYPE_CHECKING
 
 from friendrec.errors import FriendrecError
 from friendrec.pipeline.publish import is_finished
 from friendrec.pipeline.times import end_of_log, format_time, parse_time
+from friendrec.pipeline.together import publish_together, say
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -52,19 +52,19 @@ def main(options: RecommendOptions) -> None:
     inputs = {"run": options.run, "data": options.data, "index": options.index}
     inputs |= {"users": options.users} if options.users else {}
     if is_finished(options.out, kind="recommendations", options=options, inputs=inputs):
-        print(f"{options.out} is up to date")
+        say(f"{options.out} is up to date")
         return
+    wanted = parse_time(options.as_of, "--as-of") if options.as_of else None
     import numpy as np
     import torch.distributed as dist
     from rich.progress import track
 
     from friendrec.pipeline.inference import num_blocks, open_recommender
-    from friendrec.pipeline.together import publish_together
     from friendrec.sharding.parallel import process_group
 
     recommender = open_recommender(options.run, options.data, options.index)
     data = recommender.data
-    as_of = parse_time(options.as_of, "--as-of") if options.as_of else end_of_log(data)
+    as_of = end_of_log(data) if wanted is None else wanted
     users = chosen_users(options.users, data)
     with process_group():
         rank, share = dist.get_rank(), np.array_split(users, dist.get_world_size())[dist.get_rank()]
@@ -79,31 +79,32 @@ def main(options: RecommendOptions) -> None:
             ]
             ids, scores = (np.concatenate(part) for part in zip(*rows, strict=True))
             _write(attempt / f"part-{rank}.parquet", data, share, ids, scores)
-        if rank == 0:
-            print(f"{len(users):,} users as of {format_time(as_of)}: {options.out}")
+        say(f"{len(users):,} users as of {format_time(as_of)}: {options.out}")
 
 
 def chosen_users(file: str | None, data: "PreparedData") -> "NDArray[np.int64]":
     """Dense rows of the users named in a Parquet file, in its order, or of all."""
     import numpy as np
-    import pandas as pd
     import pyarrow as pa
+    import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     if file is None:
         return np.arange(data.num_users)
+    known = pa.array(data.user_ids)
     try:
-        wanted = pq.read_table(file, columns=["user_id"])["user_id"].to_numpy()
+        wanted = pq.read_table(file, columns=["user_id"])["user_id"].cast(known.type)
     except (OSError, pa.ArrowException) as error:
         reason = str(error).splitlines()[0]
         raise FriendrecError(f"--users {file}: {reason}; give a Parquet file with a column user_id") from None
-    rows = pd.Index(data.user_ids).get_indexer(wanted)
-    if (unknown := wanted[rows < 0]).size:
+    rows = pc.index_in(wanted, value_set=known)
+    if rows.null_count:
+        first = wanted.filter(rows.is_null())[0]
         raise FriendrecError(
-            f"--users {file}: {unknown.size} users are not in the prepared data, the first is {unknown[0]}; "
+            f"--users {file}: {rows.null_count} users are not in the prepared data, the first is {first}; "
             "prepare a log that holds them, or leave them out"
         )
-    return rows.astype(np.int64)
+    return rows.to_numpy().astype(np.int64)
 
 
 def _write(

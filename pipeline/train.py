@@ -19,7 +19,8 @@ import tyro
 from friendrec.errors import FriendrecError
 from friendrec.pipeline.arguments import parse_options
 from friendrec.pipeline.config import PRESETS, RunConfig, preset
-from friendrec.pipeline.publish import fingerprint, is_finished, open_published, write_manifest
+from friendrec.pipeline.publish import KINDS, is_finished, open_published, write_manifest
+from friendrec.pipeline.together import say
 
 if TYPE_CHECKING:
     from friendrec.pipeline.job import Job, Progress
@@ -49,6 +50,10 @@ class TrainOptions:
     config: Annotated[RunConfig, tyro.conf.OmitArgPrefixes]
     """The preset's fields, each to be overridden."""
 
+    def __post_init__(self) -> None:
+        if self.world_size < 1:
+            raise FriendrecError(f"--world-size {self.world_size}: plan for at least 1 process")
+
 
 def parse(argv: list[str]) -> TrainOptions:
     """`PRESET --data DATA --out RUN [any config field]`."""
@@ -68,21 +73,21 @@ def parse(argv: list[str]) -> TrainOptions:
 def main(options: TrainOptions) -> None:
     """Plan, train, publish."""
     data, _ = open_published(options.data, "data")
-    out, config = Path(options.out), options.config
-    if is_finished(out, kind="run", options=config, inputs={"data": data}):
-        print(f"{out} is up to date")
+    if options.plan_only:
+        from friendrec.pipeline.job import print_plan
+
+        print_plan(options.config, data, options.world_size)
         return
+    if is_finished(options.out, kind="run", options=options.config, inputs={"data": data}):
+        say(f"{options.out} is up to date")
+        return
+    out = _free(options, data)
     from friendrec.pipeline import job
 
-    if options.plan_only:
-        job.print_plan(config, data, options.world_size)
-        return
-    if int(os.environ.get("RANK", 0)) == 0:
-        _claim(out, config, data, options.resume)
-    with job.start(config, data, out) as running:
+    with job.start(options.config, data, out) as running:
         progress = fit(running, running.restore())
         if progress.preempted:
-            running.say(f"stopped on request after step {progress.step}; go on with --resume")
+            say(f"stopped on request after step {progress.step}; go on with --resume")
         elif running.rank == 0:
             _publish(running, progress, options)
 
@@ -93,13 +98,15 @@ def fit(job: "Job", progress: "Progress") -> "Progress":
     total = training.epochs * job.reader.steps
     stop = _StopRequest()
     started = time.monotonic() - progress.seconds
+    late = False
     with job.progress_bar(total, progress.step) as bar:
-        late = False
-        while progress.epoch < training.epochs and not late:
+        while not progress.done:
             for batch in job.reader.batches(progress.epoch, progress.batch):
                 factor = job.optimizers.start_step(progress.step, total)
                 loss = job.model(batch)
-                mean_loss, stopping, late = job.agree(loss, stop.requested, progress.seconds > 60 * training.max_minutes)
+                mean_loss, stopping, late = job.agree(
+                    loss, stop.requested, progress.seconds > 60 * training.max_minutes
+                )
                 loss.backward()
                 norm = job.optimizers.finish_step()
                 progress.step, progress.batch = progress.step + 1, progress.batch + 1
@@ -110,15 +117,14 @@ def fit(job: "Job", progress: "Progress") -> "Progress":
                     progress.preempted = True
                     job.save(progress)
                     return progress
-                if progress.step % training.checkpoint_steps == 0 and progress.batch < job.reader.steps:
-                    job.save(progress)
                 if late:
                     break
+                if progress.step % training.checkpoint_steps == 0 and progress.batch < job.reader.steps:
+                    job.save(progress)
             progress.epoch, progress.batch = progress.epoch + 1, 0
             _judge(job, progress)
+            progress.done = late or progress.epoch == training.epochs or 0 < training.patience <= progress.stale
             job.save(progress)
-            if training.patience and progress.stale >= training.patience:
-                break
     return progress
 
 
@@ -143,24 +149,33 @@ class _StopRequest:
         self.requested = True
 
 
-def _claim(out: Path, config: RunConfig, data: Path, resume: bool) -> None:
-    """Make the run's directory, or take up one that was left unfinished by the same config on the same data."""
-    identity = {"config": config.to_dict(), "data": fingerprint(data)}
+def _free(options: TrainOptions, data: Path) -> Path:
+    """The run's directory, once it is known to be free, or to hold an unfinished run of this config on this data.
+
+    Every rank looks before any writes, so that all of them end by the same line.
+    """
+    if "://" in options.out:
+        raise FriendrecError(f"--out {options.out}: checkpoints need a directory that every process can write to")
+    out = Path(options.out)
     if (out / "manifest.json").exists():
-        raise FriendrecError(f"{out} holds a finished run of another config or data: choose another --out")
+        kind, _, _ = KINDS[open_published(out)[1].kind]
+        raise FriendrecError(f"{out} already holds {kind}, of other config or data: choose another --out")
     if (out / "config.json").exists():
-        if not resume:
+        if not options.resume:
             raise FriendrecError(f"{out} holds an unfinished run: pass --resume to go on, or choose another --out")
-        if json.loads((out / "config.json").read_text()) != json.loads(json.dumps(identity)):
+        if json.loads((out / "config.json").read_text()) != options.config.identity(data):
             raise FriendrecError(f"{out} was begun with another config or data: choose another --out")
-    elif out.exists() and any(out.iterdir()):
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FriendrecError(f"{out} exists and is no run: choose another --out")
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "config.json").write_text(json.dumps(identity, indent=1))
+    parent = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not (parent.is_dir() and os.access(parent, os.W_OK)):
+        raise FriendrecError(f"{out} cannot be made, {parent} is not a directory to write to: choose another --out")
+    return out
 
 
 def _publish(job: "Job", progress: "Progress", options: TrainOptions) -> None:
     """The manifest makes the directory a run; it names the best checkpoint."""
+    job.close()
     examples = progress.step * job.config.reader.batch_size
     extra: dict[str, Any] = {
         "checkpoint": f"checkpoints/step-{progress.best_step}",
@@ -172,7 +187,7 @@ def _publish(job: "Job", progress: "Progress", options: TrainOptions) -> None:
         "progress": dataclasses.asdict(progress),
     }
     write_manifest(job.out, kind="run", options=job.config, inputs={"data": options.data}, extra=extra)
-    job.say(
+    say(
         f"trained {progress.step} steps in {progress.seconds:.0f} s ({extra['examples_per_second']:,} examples/s); "
         f"best live {job.config.training.stop_on} Recall@10 {progress.best_recall:.3f} at step {progress.best_step}: "
         f"{options.out}"

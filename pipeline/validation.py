@@ -12,6 +12,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from friendrec.datasets.packing import Packer
+from friendrec.errors import FriendrecError
 from friendrec.models.two_tower import TwoTower
 from friendrec.pipeline.evaluation.metrics import summary
 from friendrec.pipeline.evaluation.tasks import LEVEL, Events, Exclusions, scored_events
@@ -31,13 +32,19 @@ class Validation:
     exclusions: Exclusions
 
     @classmethod
-    def sample(cls, packer: Packer, num_events: int) -> "Validation":
-        """Up to `num_events` scored events, spread evenly over the validation period."""
+    def sample(cls, packer: Packer, num_events: int, stop_on: str) -> "Validation":
+        """Up to `num_events` scored events, spread evenly over the validation period; some of the task `stop_on`."""
         exclusions = Exclusions.of(packer.data)
         events, _ = scored_events(packer.data, "validation", exclusions)
         total = len(events.index)
         chosen = np.linspace(0, total - 1, min(num_events, total)).astype(np.int64)
-        return cls(packer, events.take(chosen), exclusions)
+        sampled = events.take(chosen)
+        if not sampled.of_task(stop_on).any():
+            raise FriendrecError(
+                f"no {stop_on} among {len(chosen)} events of the validation period: "
+                "pass another --stop-on or a larger --validation-events, or use a longer log"
+            )
+        return cls(packer, sampled, exclusions)
 
     def metrics(self, model: TwoTower) -> dict[str, dict[str, float]]:
         """Metrics of each task; all ranks call it together."""

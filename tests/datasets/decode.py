@@ -6,8 +6,8 @@ import numpy as np
 from torch import Tensor
 
 from friendrec.datasets.batch import Context
-from friendrec.datasets.state import Contacts, PointInTime
 from friendrec.datasets.packing import Packer, Queries
+from friendrec.datasets.state import Contacts, PointInTime
 
 Rows = np.ndarray
 

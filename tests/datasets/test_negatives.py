@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,12 +21,20 @@ CONTEXT = ContextConfig(context_length=4, contacts=2)
 ORDERS = ("user", "time")
 
 
-def config(**changes: object) -> ReaderConfig:
-    default = {"batch_size": 8, "uniform_negatives": 3, "recent_negatives": 4, "shared_negatives": 5, "workers": 0}
+def config(**changes: Any) -> ReaderConfig:
+    default: dict[str, Any] = {
+        "batch_size": 8,
+        "uniform_negatives": 3,
+        "recent_negatives": 4,
+        "shared_negatives": 5,
+        "workers": 0,
+    }
     return ReaderConfig(**default | changes)
 
 
-def epoch_batches(data: PreparedData, epoch: int = 0, world_size: int = 1, seed: int = 0, **changes: object) -> list[Batch]:
+def epoch_batches(
+    data: PreparedData, epoch: int = 0, world_size: int = 1, seed: int = 0, **changes: Any
+) -> list[Batch]:
     readers = [Reader(data, CONTEXT, config(**changes), seed, rank, world_size) for rank in range(world_size)]
     return [batch for reader in readers for batch in reader.batches(epoch)]
 

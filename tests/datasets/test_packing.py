@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +38,7 @@ def test_a_query_sees_its_last_entries_strictly_before(log: list, length: int, l
 
 def check(seen: Seen, twin: Twin, data: PreparedData, user: int, time: int, config: ContextConfig) -> None:
     entries = twin.entries(user, time)
-    gaps = [0.0, *(0.1 * math.log1p((b[3] - a[3]) / 1e6) for a, b in zip(entries, entries[1:], strict=False))]
+    gaps = [0.0, *(0.1 * math.log1p((b[3] - a[3]) / 1e6) for a, b in pairwise(entries))]
     window = slice(-config.context_length, None)
     code = {action.name: place for place, action in enumerate(data.actions)}
     assert seen.actor == oov(data, user)
@@ -105,7 +106,9 @@ def test_events_at_or_after_a_time_change_nothing_in_its_context(
     """Whatever comes at or after t, for every user seen before t."""
     past = [(0, 1, "a", 0), (2, 1, "b", 0), *random_log(seed, 6, length, time)]
     futures = [
-        data.draw(st.lists(st.tuples(st.integers(0, 8), st.integers(0, 8), st.sampled_from("ab"), st.integers(time, 14))))
+        data.draw(
+            st.lists(st.tuples(st.integers(0, 8), st.integers(0, 8), st.sampled_from("ab"), st.integers(time, 14)))
+        )
         for _ in range(2)
     ]
     seen = [context_at(past + future, time) for future in futures]
@@ -179,7 +182,7 @@ def with_profiles(tmp_path: Path) -> PreparedData:
         pq.write_table(table, tmp_path / "profiles" / f"{name}.parquet")
         offsets = np.cumsum([0, *map(len, codes)])
         np.save(tmp_path / "arrays" / f"profile_{name}_offsets.npy", offsets)
-        np.save(tmp_path / "arrays" / f"profile_{name}_values.npy", np.array(sum(codes, []), np.int32))
+        np.save(tmp_path / "arrays" / f"profile_{name}_values.npy", np.concatenate(codes).astype(np.int32))
     return data
 
 

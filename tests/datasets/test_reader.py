@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,20 +18,20 @@ from friendrec.datasets.reader import Reader
 from friendrec.errors import FriendrecError
 from tests.datasets.decode import decode, rows_of
 from tests.datasets.test_packing import check, check_layout
-from tests.datasets.twin import HOUR, Twin, prepared, random_log
+from tests.datasets.twin import Twin, prepared, random_log
 
 CONTEXT = ContextConfig(context_length=5, contacts=3)
-SMALL = {"uniform_negatives": 2, "recent_negatives": 2, "shared_negatives": 3}
+SMALL: dict[str, Any] = {"uniform_negatives": 2, "recent_negatives": 2, "shared_negatives": 3}
 WORLDS = pytest.mark.parametrize("world_size", [1, 2, 3])
 ORDERS = pytest.mark.parametrize("order", ["user", "time"])
 
 
-def reader(data: PreparedData, rank: int = 0, world_size: int = 1, seed: int = 0, **changes: object) -> Reader:
+def reader(data: PreparedData, rank: int = 0, world_size: int = 1, seed: int = 0, **changes: Any) -> Reader:
     config = ReaderConfig(**{"batch_size": 16, "workers": 0, **SMALL} | changes)
     return Reader(data, CONTEXT, config, seed, rank, world_size)
 
 
-def ranks(data: PreparedData, world_size: int, **changes: object) -> list[Reader]:
+def ranks(data: PreparedData, world_size: int, **changes: Any) -> list[Reader]:
     return [reader(data, rank, world_size, **changes) for rank in range(world_size)]
 
 
@@ -76,9 +77,9 @@ def test_every_example_comes_exactly_once_an_epoch(log: tuple[PreparedData, Twin
     readers = ranks(data, world_size, order=order)
     assert len({r.steps for r in readers}) == 1
     for epoch in range(2):
-        read = [batch.example.tolist() for r in readers for batch in r.batches(epoch)]
+        read = [batch.example for r in readers for batch in r.batches(epoch)]
         assert len(read) == world_size * readers[0].steps
-        assert sorted(sum(read, [])) == list(range(data.num_train_events))
+        assert sorted(torch.cat(read).tolist()) == list(range(data.num_train_events))
     for batch in readers[0].batches(0):
         for example, target in zip(batch.example.tolist(), rows_of(batch.context, batch.target), strict=True):
             assert twin.events[example][1] == target
@@ -108,7 +109,7 @@ def test_slices_concatenate_to_the_same_global_batch(data: PreparedData, order: 
         assert len(place) == len(chosen) == len(read)
         for name in ("weight", "negative_log_count", "shared_log_count"):
             assert torch.equal(torch.cat([getattr(piece, name) for piece in slices])[chosen], getattr(batch, name))
-        seen = sum((decode(piece.context) for piece in slices), [])
+        seen = [query for piece in slices for query in decode(piece.context)]
         assert [seen[at] for at in chosen] == decode(batch.context)
         for piece in slices:
             assert rows_of(piece.context, piece.shared).tolist() == rows_of(batch.context, batch.shared).tolist()
@@ -142,7 +143,11 @@ def test_the_order_user_keeps_chunks_together_and_time_takes_runs_of_the_log(dat
 @ORDERS
 def test_epochs_and_seeds_differ(data: PreparedData, order: str) -> None:
     orders = [
-        tuple(example for batch in reader(data, order=order, seed=seed).batches(epoch) for example in batch.example.tolist())
+        tuple(
+            example
+            for batch in reader(data, order=order, seed=seed).batches(epoch)
+            for example in batch.example.tolist()
+        )
         for seed, epoch in itertools.product(range(2), range(2))
     ]
     assert len(set(orders)) == 4
