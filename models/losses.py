@@ -42,9 +42,10 @@ def sampled_softmax(
     """
     losses = [
         checkpoint(_losses, query_BD[rows], targets_SD, candidates.take(rows), dense_weight, use_reentrant=False)
-        for rows in (slice(start, start + chunk) for start in range(0, len(query_BD), chunk))
+        # A slice without examples is a chunk too: every rank's backward must reach every parameter.
+        for rows in (slice(start, start + chunk) for start in range(0, max(len(query_BD), 1), chunk))
     ]
-    return torch.cat(losses) if losses else query_BD.sum(1)
+    return torch.cat(losses)
 
 
 def _losses(query_BD: Tensor, targets_SD: Tensor, candidates: Candidates, dense_weight: float) -> Tensor:

@@ -35,7 +35,7 @@ def draw(seed: int = 0, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Ten
     return query, targets, Candidates(target, negative, negative_log, shared, shared_log, contact, bonus, target_bonus)
 
 
-def naive(query: Tensor, targets: Tensor, c: Candidates) -> Tensor:
+def naive(query: Tensor, targets: Tensor, c: Candidates, dense_weight: float = 0.0) -> Tensor:
     losses = []
     for b in range(len(query)):
         score = targets @ query[b]
@@ -43,19 +43,22 @@ def naive(query: Tensor, targets: Tensor, c: Candidates) -> Tensor:
         contacts = [score[v] + w for v, w in zip(c.contact[b], c.contact_bonus[b], strict=True) if v != c.target[b]]
         drawn = [score[v] - w for v, w in zip(c.negative[b], c.negative_log_count[b], strict=True)]
         drawn += [score[v] - w for v, w in zip(c.shared, c.shared_log_count[b], strict=True)]
-        losses.append(-torch.log(torch.exp(positive) / sum(torch.exp(s) for s in [positive, *contacts, *drawn])))
+        loss = -torch.log(torch.exp(positive) / sum(torch.exp(s) for s in [positive, *contacts, *drawn]))
+        dense = score[c.target[b]]
+        losses.append(loss - dense_weight * torch.log(torch.exp(dense) / sum(torch.exp(s) for s in [dense, *drawn])))
     return torch.stack(losses)
 
 
-def test_it_is_the_naive_softmax() -> None:
-    query, targets, candidates = draw()
-    torch.testing.assert_close(sampled_softmax(query, targets, candidates), naive(query, targets, candidates))
+@pytest.mark.parametrize("weight", [0.0, 0.3])
+def test_it_is_the_naive_softmax(weight: float) -> None:
+    given = draw()
+    torch.testing.assert_close(sampled_softmax(*given, weight), naive(*given, weight))
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 7, 256])
 def test_chunks_change_neither_values_nor_gradients(chunk: int) -> None:
     results = []
-    for loss in (naive, partial(sampled_softmax, chunk=chunk)):
+    for loss in (partial(naive, dense_weight=0.3), partial(sampled_softmax, dense_weight=0.3, chunk=chunk)):
         query, targets, candidates = draw()
         leaves = [query, targets, candidates.contact_bonus, candidates.target_bonus]
         losses = loss(query.requires_grad_(), targets.requires_grad_(), leaves_of(candidates, leaves[2:]))
@@ -72,17 +75,17 @@ def leaves_of(candidates: Candidates, bonuses: list[Tensor]) -> Candidates:
 
 def test_masked_candidates_have_no_influence() -> None:
     query, targets, candidates = draw()
-    loss = sampled_softmax(query, targets, candidates)
+    loss = sampled_softmax(query, targets, candidates, 0.3)
     negative, contact = candidates.negative.clone(), candidates.contact.clone()
     negative[3:5, 0] = candidates.target[3:5]
     contact[1], contact[2, 2] = (contact[1] + 1) % S, 0
     other = dataclasses.replace(candidates, negative=negative, contact=contact)
-    torch.testing.assert_close(sampled_softmax(query, targets, other), loss)
+    torch.testing.assert_close(sampled_softmax(query, targets, other, 0.3), loss)
     only = torch.full((1,), S)  # a slot that one masked candidate alone reads
     negative = candidates.negative.clone()
     negative[3, 0] = only
     more = torch.cat([targets, torch.full((1, D), 1e3, dtype=targets.dtype)]).requires_grad_()
-    sampled_softmax(query, more, dataclasses.replace(candidates, negative=negative)).sum().backward()
+    sampled_softmax(query, more, dataclasses.replace(candidates, negative=negative), 0.3).sum().backward()
     assert more.grad is not None
     assert not more.grad[S].any()
 

@@ -83,6 +83,8 @@ def test_a_score_is_the_dot_product_with_the_target_and_the_bonus_of_a_contact(d
         sampled = [score[rows_of(batch.context, slots)] - logs for slots, logs in drawn]
         named = score[[contact for contact in seen.contacts if contact != target]]
         losses.append(torch.cat([score[[target]], named, *sampled]).logsumexp(0) - score[target])
+        dense = scores[b, target]  # sampled candidates are no contacts: they have no bonus
+        losses[-1] += SHAPE.dense_loss * (torch.cat([dense[None], *sampled]).logsumexp(0) - dense)
     expected = (torch.stack(losses) * batch.weight).sum() * batch.scale
     assert any(
         t in seen.contacts for t, seen in zip(rows_of(batch.context, batch.target), decode(batch.context), strict=True)
@@ -201,7 +203,7 @@ def test_a_user_is_its_vector_plus_the_pooled_vectors_of_its_profile() -> None:
     torch.testing.assert_close(slots.condition[:2], tables.embedding_bags["condition"].weight)
 
 
-@pytest.mark.parametrize("wrong", [{"dim": 6}, {"num_heads": 3}, {"hidden": 0}, {"dim": 0}])
+@pytest.mark.parametrize("wrong", [{"dim": 6}, {"num_heads": 3}, {"hidden": 0}, {"dim": 0}, {"dense_loss": -0.1}])
 def test_shapes_that_cannot_be_are_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(FriendrecError, match="must be a multiple"):
+    with pytest.raises(FriendrecError, match="must"):
         TwoTowerConfig(**wrong)
