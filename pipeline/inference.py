@@ -37,7 +37,10 @@ class Recommender:
 
     def queries(self, actors: Rows, as_of: NDArray[np.int64]) -> Queries:
         """Queries of dense user rows `[Q]`, knowing what lies strictly before `as_of` (µs) `[Q]`; no exclusions."""
-        return encode_queries(self.model, self.packer, actors, as_of)
+        queries = encode_queries(self.model, self.packer, actors, as_of)
+        if not (np.isfinite(queries.vector).all() and np.isfinite(queries.sparse_bonus).all()):
+            raise FriendrecError("the run's query vectors are not finite, so nothing can be ranked: train it again")
+        return queries
 
     def recommend(
         self, actors: Rows, as_of: NDArray[np.int64], k: int
@@ -70,19 +73,29 @@ def open_recommender(run: str | Path, data: str | Path, index: str | Path | None
     load_whole(weights, model)
     model.eval()
     candidates = np.arange(prepared.num_train_users)
-    retriever = (
-        ExactIndex(encode_targets(model, packer, candidates), prepared.user_ids[candidates])
-        if index is None
-        else open_index(index, prepared)
-    )
+    if index is None:
+        retriever = ExactIndex(encode_targets(model, packer, candidates), prepared.user_ids[candidates])
+    else:
+        retriever = _open_index(index, prepared, model, packer)
+    if not np.isfinite(retriever.vectors).all():
+        raise FriendrecError(
+            f"{index or run} gives vectors that are not finite, so nothing can be ranked: make it again"
+        )
     return Recommender(prepared, config, packer, model, retriever, Exclusions.of(prepared))
 
 
-def open_index(index: str | Path, data: PreparedData) -> ExactIndex:
-    """An index whose positions are the rows of the data's train users."""
+def _open_index(index: str | Path, data: PreparedData, model: TwoTower, packer: Packer) -> ExactIndex:
+    """An index whose positions are the rows of the data's train users, and whose vectors are the model's.
+
+    Another run's index has the same users and often the same width: only the vectors tell, up to their precision.
+    """
     opened = ExactIndex.load(open_published(index, "index")[0])
     if not np.array_equal(opened.user_ids, data.user_ids[: data.num_train_users]):
         raise FriendrecError(f"{index} holds other users than the prepared data: build it from this data's embeddings")
+    sample = np.linspace(0, len(opened) - 1, min(len(opened), 100)).astype(np.int64)
+    expected, found = encode_targets(model, packer, sample), opened.vectors[sample]
+    if expected.shape != found.shape or np.abs(expected - found).max() > 0.02 * np.abs(expected).max():
+        raise FriendrecError(f"{index} holds other vectors than the run gives: export this run and index that")
     return opened
 
 

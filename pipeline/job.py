@@ -1,6 +1,7 @@
 """A training job: what `train.fit` steps through, set up on every rank."""
 
 import dataclasses
+import gc
 import json
 import math
 import os
@@ -33,6 +34,10 @@ from friendrec.sharding.parallel import process_group, shard
 from friendrec.sharding.plan import make_plan, plan_table, shards
 
 LOG_EVERY = 10  # steps between scalars
+
+# The reader forks its workers, and gloo's threads do not come along: collecting a process group that was garbage in the
+# parent would block or crash a worker. So a child leaves alone whatever existed before it.
+os.register_at_fork(after_in_child=gc.freeze)
 
 
 @dataclass(kw_only=True)

@@ -58,14 +58,15 @@ def publish_data(out: Path, users: int = 150, events: int = 1200, seed: int = 0,
 
 @contextmanager
 def joined() -> Iterator[None]:
-    """Verbs inside a worker of the harness, which is in a process group already; every step is logged."""
+    """Verbs in a worker of the harness, which is in a process group already, or in a process without; all steps log."""
     import torch
+    import torch.distributed as dist
 
     from friendrec.pipeline import job
     from friendrec.sharding import parallel
 
     with ExitStack() as stack:
-        for module in (job, parallel):
+        for module in (job, parallel) if dist.is_initialized() else ():
             stack.enter_context(patch.object(module, "process_group", lambda: nullcontext(torch.device("cpu"))))
         stack.enter_context(patch.object(job, "LOG_EVERY", 1))
         yield
