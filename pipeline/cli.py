@@ -20,7 +20,6 @@ INTERRUPTED = 130
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return the exit code: 0, 2 after a user's mistake, 130 after Ctrl-C, 143 after SIGTERM."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads starve each other
     signal.signal(signal.SIGTERM, _terminate)
     return guarded(_run, sys.argv[1:] if argv is None else argv)
 

@@ -145,10 +145,8 @@ def files_below(directory: Path) -> dict[str, Path]:
 
 
 def plain(value: object) -> dict[str, Any]:
-    """Options (dataclass, pydantic model or mapping) as what JSON gives back; paths become strings."""
-    if hasattr(value, "model_dump"):
-        value = value.model_dump(mode="json")
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+    """Options (dataclass or mapping) as what JSON gives back; paths become strings."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = dataclasses.asdict(value)
     result: dict[str, Any] = json.loads(json.dumps(value, default=str))
     return result

@@ -22,8 +22,8 @@ def print_summary(out: str) -> None:
     console.print(f"metrics          {report / 'metrics.json'}", highlight=False)
     console.print(f"index            {out}/index", highlight=False)
     console.print(f"recommendations  {out}/recommendations", highlight=False)
-    user, friends = first_recommendations(recommendations, k=10)
-    console.print(f"\nten recommendations for user {user}: {', '.join(map(str, friends))}", highlight=False)
+    for user, friends in first_recommendations(recommendations, k=10):
+        console.print(f"\nten recommendations for user {user}: {', '.join(map(str, friends))}", highlight=False)
 
 
 def metrics_table(metrics: dict[str, Any]) -> Any:
@@ -47,13 +47,15 @@ def _row(tasks: dict[str, Any], state: str) -> list[str]:
     return ["–" if value is None else f"{value:.3f}" for value in values]
 
 
-def first_recommendations(directory: Path, k: int) -> tuple[Any, list[Any]]:
-    """The first user with k recommendations (or with any) and its best k candidates, best first."""
+def first_recommendations(directory: Path, k: int) -> list[tuple[Any, list[Any]]]:
+    """The first user with k recommendations (or with any) and its best k candidates; none where nobody has one."""
     import pyarrow.compute as pc
     import pyarrow.dataset as ds
 
     rows = ds.dataset(directory, format="parquet", exclude_invalid_files=True)
     first = rows.head(1, columns=["user_id"], filter=pc.field("rank") == k) or rows.head(1, columns=["user_id"])
+    if not len(first):
+        return []
     user = first["user_id"][0]
     mine = rows.to_table(columns=["rank", "candidate_id"], filter=pc.field("user_id") == user).sort_by("rank")
-    return user.as_py(), mine["candidate_id"].to_pylist()[:k]
+    return [(user.as_py(), mine["candidate_id"].to_pylist()[:k])]

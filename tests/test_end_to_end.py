@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from friendrec.datasets.simulator import simulate
 from friendrec.errors import FriendrecError
@@ -161,11 +162,17 @@ def test_counts_equal_the_log(world: Path) -> None:
     train = [e for e in log if e["ms"] * 1000 < splits["train_until"] and e["kind"] != "block"]
     candidates = {user for event in train for user in (event["from"], event["to"])}
     blocked = {(e["from"], e["to"], e["ms"]) for e in log if e["kind"] == "block"}
-    hidden = lambda u, v, ms: any({a, b} == {u, v} and t < ms for a, b, t in blocked)  # noqa: E731
+
+    def hidden(u: Any, v: Any, ms: int) -> bool:
+        return any({a, b} == {u, v} and t < ms for a, b, t in blocked)
+
     scored = [e for e in asked if e[1] in candidates and not hidden(e[0], e[1], e[3])]
     assert metrics["tasks"]["next_contact"]["events"] == len(scored) < len([e for e in asked if e[1] in candidates])
     contacts = {(e["from"], e["to"], e["ms"]) for e in log if e["kind"] != "block"}
-    before = lambda u, v, ms: any((a, b) == (u, v) and t < ms for a, b, t in contacts)  # noqa: E731
+
+    def before(u: Any, v: Any, ms: int) -> bool:
+        return any((a, b) == (u, v) and t < ms for a, b, t in contacts)
+
     new = [e for e in scored if not before(e[0], e[1], e[3])]
     assert metrics["tasks"]["new_link"]["events"] == len(new)
     assert metrics["tasks"]["reply"]["events"] == sum(before(e[1], e[0], e[3]) for e in new)
@@ -194,3 +201,12 @@ def test_an_index_of_other_weights_is_refused(world: Path, tmp_path: Path) -> No
     train_run(world / "data", tmp_path / "run", "--epochs=1", "--workers=0", "--seed=1")
     with pytest.raises(FriendrecError, match="holds other vectors than the run gives"):
         open_recommender(tmp_path / "run", world / "data", world / "index")
+
+
+def test_weights_that_are_not_finite_score_nothing(world: Path) -> None:
+    """NaN is higher than nothing and lower than nothing: unnoticed, it would give every target the first rank."""
+    model = open_recommender(world / "run", world / "data")
+    with torch.no_grad():
+        model.model.query_tower.skip.weight.fill_(torch.nan)
+    with pytest.raises(FriendrecError, match="not finite"):
+        model.recommend(np.arange(3), np.full(3, end_of_log(model.data)), k=10)

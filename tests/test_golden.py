@@ -1,7 +1,8 @@
 """A small seeded run, step by step: its losses and what it scores, committed.
 
-A change that moves these numbers must say why in its message, and give the new ones: run `python tests/test_golden.py`
-in the checkout and paste. Tolerances allow for other processors (order of additions), not for another model.
+A change that moves these numbers must say why in its message, and give the new ones, which
+`OMP_WAIT_POLICY=PASSIVE python -m tests.test_golden` prints.
+Tolerances allow for other processors (order of additions), not for another model.
 """
 
 import tempfile

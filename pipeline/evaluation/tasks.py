@@ -98,7 +98,8 @@ def scored_events(data: PreparedData, period: str, exclusions: Exclusions) -> tu
     scored = events.take(covered)
     if not len(scored.index):
         raise FriendrecError(
-            f"the {period} period has no event towards a user of the train period: nothing to score; use a longer log"
+            f"the {period} period has no event towards a user of the train period: nothing to score; "
+            "use a longer log or other --splits"
         )
     counts = {"events": len(index), "uncovered": int((~covered).sum())}
     return scored, counts | {task: int(scored.of_task(task).sum()) for task in TASKS}

@@ -63,7 +63,7 @@ def rewritten(log: Log, moment: int, seed: int, keep: int | None = None, actions
     Only events of `actions` are touched and added.
     """
     rng = np.random.default_rng(seed)
-    actor, target, action, time = (column.copy() for column in log)
+    actor, target, action, time = log[0].copy(), log[1].copy(), log[2].copy(), log[3].copy()
     free = (time >= moment) & np.isin(action, actions) & (np.arange(len(time)) != keep)
     changed = np.flatnonzero(free & (rng.random(len(time)) < 0.6))
     everyone = USERS + LATECOMERS + 3
@@ -75,10 +75,12 @@ def rewritten(log: Log, moment: int, seed: int, keep: int | None = None, actions
     stays = ~free | (rng.random(len(time)) < 0.7)
     new = rng.integers(0, 60)
     latest = max(moment, int(log[3].max())) + 1
-    added = rng.integers(0, everyone, new), rng.integers(0, everyone, new), rng.choice(actions, new)
-    columns = (actor, target, action, time), (*added, rng.integers(moment, latest, new))
-    joined = [np.concatenate([old[stays], more]) for old, more in zip(*columns, strict=True)]
-    return joined[0], joined[1], joined[2], joined[3]
+    return (
+        np.concatenate([actor[stays], rng.integers(0, everyone, new)]),
+        np.concatenate([target[stays], rng.integers(0, everyone, new)]),
+        np.concatenate([action[stays], rng.choice(actions, new)]),
+        np.concatenate([time[stays], rng.integers(moment, latest, new)]),
+    )
 
 
 def prepare(log: Log, path: Path) -> PreparedData:

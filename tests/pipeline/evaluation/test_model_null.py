@@ -1,4 +1,4 @@
-"""The trained model against chance: where a log has nothing to learn, or only what the event itself tells, it is lost."""
+"""The trained model against chance: where only the event itself tells its target, or nothing does, it is lost."""
 
 from dataclasses import replace
 from pathlib import Path
