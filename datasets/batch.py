@@ -3,7 +3,7 @@
 The tables are read by *slots*: slot i of key `user` (and of every profile column) is the i-th distinct user of the
 slice, slot i of `event` and `condition` is row i of those small tables, and everything else points at slots.
 
-    user       [7] [3] [9] [ ] [ ]    <- distinct users; trailing bags are empty, so that all ranks send equally many
+    user       [7] [3] [9] [ ] [ ]    <- distinct users; trailing bags are empty, so that all ranks can send as many
     city       [2] []  [5] [ ] [ ]    <- their profile
     event      [0] [1] [2] [3] [ ]    <- kinds of event: 2 · action + direction
     condition  [0] [1] [2] [ ] [ ]    <- action asked for: 0 is any
@@ -21,6 +21,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from torchrec.streamable import Pipelineable
 
@@ -62,6 +63,7 @@ class Context(_Movable):
     contact_offsets: Tensor  # [B + 1]
     contact_user: Tensor  # [T]
     contact_features: Tensor  # [T, len(PAIR_FEATURES)] float32
+    num_candidates: int  # contacts and candidates are slots below this; the others only stand in histories
 
 
 @dataclass
@@ -77,3 +79,10 @@ class Batch(_Movable, Pipelineable):
     shared: Tensor  # [M]
     shared_log_count: Tensor  # [B, M]
     scale: float  # world size / weight of the global batch: makes the mean over ranks the global weighted mean
+
+    def with_bags(self, bags: int) -> Self:
+        """The same batch with so many bags a key, trailing ones empty."""
+        ids = self.context.ids
+        lengths = pad(ids.lengths().unflatten(0, (len(ids.keys()), -1)), (0, bags - ids.stride()))
+        padded = KeyedJaggedTensor(keys=ids.keys(), values=ids.values(), lengths=lengths.flatten())
+        return dataclasses.replace(self, context=dataclasses.replace(self.context, ids=padded))

@@ -63,9 +63,12 @@ class Packer:
         return np.maximum(self.data.offsets[users], ends - self.config.context_length), ends
 
     def pack(
-        self, queries: Queries, contacts: Contacts, candidates: Sequence[Rows] = (), capacity: int = 0
+        self, queries: Queries, contacts: Contacts, candidates: Sequence[Rows] = ()
     ) -> tuple[Context, list[Tensor]]:
-        """Context of the queries and the slots of every candidate array, with at least `capacity` bags."""
+        """Context of the queries and the slots of every candidate array.
+
+        Candidates and contacts take the first slots, so that the target tower leaves out who only stands in histories.
+        """
         begin, end = self.windows(queries.users, queries.times)
         group = runs(queries.groups)
         first, last = bounds(group)
@@ -74,26 +77,27 @@ class Packer:
         blocks = -(-lengths // self.config.context_length)
         block_start = (np.cumsum(blocks) - blocks) * self.config.context_length
         partners = self.data.partner[entry].astype(np.int64)
-        named = [partners, queries.actors, contacts.partner, *candidates]
+        named = [contacts.partner, *candidates, partners, queries.actors]
         distinct, slots = assign_slots(np.concatenate([array.ravel() for array in named]), self.unknown + 1)
-        parts = np.split(slots, np.cumsum([array.size for array in named])[:-1])
+        contact, *candidate, partner, actor = np.split(slots, np.cumsum([array.size for array in named])[:-1])
         context = Context(
-            ids=self.ids(distinct, capacity),
-            event_user=_tensor(parts[0]),
+            ids=self.ids(distinct),
+            event_user=_tensor(partner),
             event_kind=_tensor(2 * self.data.action[entry].astype(np.int64) + self.data.direction[entry]),
             event_gap=_tensor(self._gaps(entry, np.repeat(self.data.offsets[queries.users[first]], lengths))),
             event_position=_tensor(ranges(block_start, lengths)),
             num_blocks=int(blocks.sum()),
             window_begin=_tensor(block_start[group] + begin - begin[first][group]),
             window_end=_tensor(block_start[group] + end - begin[first][group]),
-            actor=_tensor(parts[1]),
+            actor=_tensor(actor),
             condition=_tensor(queries.conditions),
             clock=_tensor(self._clock(queries, end)),
             contact_offsets=_tensor(contacts.offsets),
-            contact_user=_tensor(parts[2]),
+            contact_user=_tensor(contact),
             contact_features=_tensor(contacts.features),
+            num_candidates=1 + max((int(part.max()) for part in (contact, *candidate) if len(part)), default=-1),
         )
-        shaped = zip(parts[3:], candidates, strict=True)
+        shaped = zip(candidate, candidates, strict=True)
         return context, [_tensor(part.reshape(array.shape)) for part, array in shaped]
 
     def _gaps(self, entry: Rows, start: Rows) -> NDArray[np.float32]:
@@ -108,10 +112,10 @@ class Packer:
         since = np.where(end > start, (queries.times - last) * SECONDS, 1e9)
         return np.stack([0.1 * np.log1p(since), np.log1p(end - start) / 4], axis=1).astype(np.float32)
 
-    def ids(self, distinct: Rows, capacity: int = 0) -> KeyedJaggedTensor:
-        """What the tables are asked for: slot i is the i-th of the distinct users, with at least `capacity` bags."""
+    def ids(self, distinct: Rows) -> KeyedJaggedTensor:
+        """What the tables are asked for: slot i is the i-th of the distinct users."""
         rows = self.tables.rows
-        bags = max(len(distinct), capacity, rows["event"], rows["condition"])
+        bags = max(len(distinct), rows["event"], rows["condition"])
         values = {"user": np.minimum(distinct, self.data.num_train_users)}
         lengths = {"user": np.ones(len(distinct), np.int64)}
         for key in ("event", "condition"):

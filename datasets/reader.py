@@ -7,7 +7,6 @@ the log. The composition of a batch is a function of (seed, epoch, step); the re
 
 from collections.abc import Iterator
 from functools import lru_cache
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from friendrec.datasets import negatives
 from friendrec.datasets.batch import Batch
 from friendrec.datasets.config import ContextConfig, ReaderConfig
-from friendrec.datasets.packing import Packer, Queries, Rows, bounds, ranges
+from friendrec.datasets.packing import Packer, Queries, Rows, ranges
 from friendrec.datasets.prepared import PreparedData
 from friendrec.errors import FriendrecError
 
@@ -74,9 +73,9 @@ class Reader(Dataset[Batch]):
 
     def __getitem__(self, key: tuple[int, int]) -> Batch:
         chosen = self.global_batch(*key)
-        cuts = [len(chosen) * rank // self.world_size for rank in range(self.world_size + 1)]
-        slices = [chosen[begin:end] for begin, end in pairwise(cuts)]
-        return self._batch(key, chosen, [part[np.argsort(self.entry[part])] for part in slices])
+        begin, end = (len(chosen) * rank // self.world_size for rank in (self.rank, self.rank + 1))
+        part = chosen[begin:end]
+        return self._batch(key, chosen, part[np.argsort(self.entry[part])])
 
     def global_batch(self, epoch: int, step: int) -> Rows:
         """Examples of a global batch, as places in `self.event`; ranks take contiguous parts."""
@@ -84,9 +83,9 @@ class Reader(Dataset[Batch]):
         begin, end = starts[np.searchsorted(starts[:-1], np.array([step, step + 1]) * self.config.batch_size)]
         return order[begin : None if step == self.steps - 1 else end]
 
-    def _batch(self, key: tuple[int, int], chosen: Rows, slices: list[Rows]) -> Batch:
+    def _batch(self, key: tuple[int, int], chosen: Rows, part: Rows) -> Batch:
+        """The batch of the examples `part`, in order of entries, out of those `chosen` for the global batch."""
         config, data = self.config, self.data
-        part = slices[self.rank]
         queries = self._queries(key[0], part)
         actor, target = self.user[part], data.partner[self.entry[part]].astype(np.int64)
         seen = np.searchsorted(self.first_seen, queries.times)
@@ -111,7 +110,7 @@ class Reader(Dataset[Batch]):
                 data.offsets, data.timestamp, self.packer.state.received,
             )  # fmt: skip
 
-        context, slots = self.packer.pack(queries, contacts, [target, negative, shared], self._capacity(slices))
+        context, slots = self.packer.pack(queries, contacts, [target, negative, shared])
         return Batch(
             context=context,
             target=slots[0],
@@ -131,7 +130,8 @@ class Reader(Dataset[Batch]):
         return Queries(
             users=user,
             times=np.asarray(self.data.timestamp[entry]),
-            groups=self._groups(part),
+            # what shares a packed sequence
+            groups=self.chunk[part] if self.config.order == "user" else user,
             conditions=np.where(hide_action, 0, 1 + self.data.action[entry].astype(np.int64)),
             actors=np.where(hide_actor, self.packer.unknown, user),
         )
@@ -141,23 +141,6 @@ class Reader(Dataset[Batch]):
 
     def _chance(self, epoch: int, stream: int, part: Rows) -> NDArray[np.float64]:
         return self._draw(epoch, stream, part, 1)[:, 0] / 2.0**63
-
-    def _groups(self, part: Rows) -> Rows:
-        """What shares a packed sequence: a chunk in the order `user`, a user in the order `time`."""
-        return self.chunk[part] if self.config.order == "user" else self.user[part]
-
-    def _capacity(self, slices: list[Rows]) -> int:
-        """Bags that every rank sends: a bound on the distinct users of the largest slice, the same on all ranks."""
-        config, contacts = self.config, self.packer.config.contacts
-        named = 2 + config.uniform_negatives + config.recent_negatives + contacts
-        largest = max(len(part) * named + self._num_events(part) for part in slices)
-        return min(largest + config.shared_negatives, self.data.num_train_users + 1)
-
-    def _num_events(self, part: Rows) -> int:
-        """Events in the packed histories of a slice that is sorted by entry."""
-        begin, end = self.packer.windows(self.user[part], self.data.timestamp[self.entry[part]])
-        first, last = bounds(self._groups(part))
-        return int((end[last] - begin[first]).sum())
 
 
 @lru_cache(maxsize=2)

@@ -39,7 +39,8 @@ class TwoTower(nn.Module):
         slots = self.lookup(batch.context.ids)
         queries = self.encode_queries(batch.context, slots)
         candidates = _candidates(batch, queries.bonus)
-        loss_B = sampled_softmax(queries.vector, self.encode_targets(slots), candidates, self.dense_loss)
+        targets = self.target_tower(slots.user[: batch.context.num_candidates])
+        loss_B = sampled_softmax(queries.vector, targets, candidates, self.dense_loss)
         return (loss_B * batch.weight).sum() * batch.scale
 
     def encode_queries(self, context: Context, slots: Slots) -> Encoded:

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torchrec.distributed import DistributedModelParallel
 
+from friendrec.datasets.batch import Batch
 from friendrec.datasets.packing import Tables
 from friendrec.datasets.prepared import load_prepared
 from friendrec.datasets.reader import Reader
@@ -73,6 +74,16 @@ class Job:
     world_size: int
     writer: SummaryWriter | None = None
     """Rank 0's, from `restore` on."""
+
+    def batches(self, epoch: int, batch: int) -> Iterator[Batch]:
+        """This rank's batches from there on, each with as many bags as the rank that needs most has.
+
+        Row-wise tables must be asked for equally many on all ranks, and every bag travels.
+        """
+        for read in self.reader.batches(epoch, batch):
+            bags = torch.tensor(read.context.ids.stride())
+            dist.all_reduce(bags, dist.ReduceOp.MAX)
+            yield read.with_bags(int(bags))
 
     def agree(self, loss: Tensor, stop: bool, late: bool) -> tuple[float, bool, bool]:
         """Mean loss over the global batch, and whether any rank was asked to stop or is late; before any row moves."""

@@ -101,7 +101,7 @@ def fit(job: "Job", progress: "Progress") -> "Progress":
     late = False
     with job.progress_bar(total, progress.step) as bar:
         while not progress.done:
-            for batch in job.reader.batches(progress.epoch, progress.batch):
+            for batch in job.batches(progress.epoch, progress.batch):
                 factor = job.optimizers.start_step(progress.step, total)
                 loss = job.model(batch)
                 mean_loss, stopping, late = job.agree(

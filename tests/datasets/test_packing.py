@@ -135,13 +135,16 @@ def test_slots_read_the_right_rows_and_users_after_training_the_last_one() -> No
         users = np.arange(data.num_users)
         asked = queries(users, np.full(7, 60 * HOUR), actors=np.where(users == 2, packer.unknown, users))
         candidates = np.array([[6, 1], [packer.unknown, 3]])
-        context, (slots,) = packer.pack(asked, contacts_of(packer, asked), [candidates], capacity=20)
+        context, (slots,) = packer.pack(asked, contacts_of(packer, asked), [candidates])
         assert rows_of(context, context.actor).tolist() == [0, 1, data.num_train_users, 3, 4, 5, 5]
         assert rows_of(context, slots).tolist() == [[5, 1], [5, 3]]
         assert slots.shape == candidates.shape
         assert len(set(slots.flatten().tolist())) == 4  # two of them read one row, each from a slot of its own
-        assert context.ids.stride() == 20
-        assert context.ids["user"].lengths().tolist() == [1] * 8 + [0] * 12
+        assert context.ids["user"].lengths().tolist() == [1] * 8
+        others = set(context.event_user.tolist()) | set(context.actor.tolist())
+        named = set(slots.flatten().tolist()) | set(context.contact_user.tolist())
+        assert named == set(range(context.num_candidates))
+        assert others | named == set(range(8))
         assert context.ids["event"].values().tolist() == list(range(4))
         assert context.ids["condition"].values().tolist() == list(range(3))
         assert Tables.of(data).rows == {"user": data.num_train_users + 1, "event": 4, "condition": 3}
@@ -191,10 +194,10 @@ def test_a_slot_reads_the_profile_of_its_user_even_after_training(with_profiles:
     assert with_profiles.num_train_users == 3
     assert packer.tables.rows["profile_city"] == 3
     assert packer.tables.rows["profile_tags"] == 4
-    ids = packer.ids(np.array([4, packer.unknown, 3, 0, 1]), capacity=7)
+    ids = packer.ids(np.array([4, packer.unknown, 3, 0, 1]))
     for name, (codes, _) in PROFILES.items():
         bags = [bag.tolist() for bag in ids[f"profile_{name}"].to_dense()]
-        assert bags == [codes[4], [], codes[3], codes[0], codes[1], [], []]
+        assert bags == [codes[4], [], codes[3], codes[0], codes[1]]
 
 
 def test_tensors_move_together_and_can_be_prefetched() -> None:
