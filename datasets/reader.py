@@ -5,7 +5,9 @@ of a chunk of a user's sequence together (a causal encoder trains them in one pa
 the log. The composition of a batch is a function of (seed, epoch, step); the reader's state is (epoch, step).
 """
 
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any
 
@@ -69,7 +71,8 @@ class Reader(Dataset[Batch]):
         workers = min(self.config.workers, len(keys))
         ahead: dict[str, Any] = {"prefetch_factor": 4, "multiprocessing_context": "fork"} if workers else {}
         own = torch.Generator()  # a loader draws a seed for its workers; the trainer's random numbers are not its
-        yield from DataLoader(self, sampler=keys, batch_size=None, num_workers=workers, generator=own, **ahead)
+        loader = DataLoader(self, sampler=keys, batch_size=None, num_workers=workers, generator=own, **ahead)
+        yield from _unpacked_ahead(iter(loader)) if workers else loader
 
     def __getitem__(self, key: tuple[int, int]) -> Batch:
         chosen = self.global_batch(*key)
@@ -141,6 +144,15 @@ class Reader(Dataset[Batch]):
 
     def _chance(self, epoch: int, stream: int, part: Rows) -> NDArray[np.float64]:
         return self._draw(epoch, stream, part, 1)[:, 0] / 2.0**63
+
+
+def _unpacked_ahead(batches: Iterator[Batch], ahead: int = 2) -> Iterator[Batch]:
+    """Receive in a thread: a batch has some thirty tensors, and taking them from a worker costs milliseconds."""
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        received = deque(thread.submit(next, batches, None) for _ in range(ahead))
+        while (batch := received.popleft().result()) is not None:
+            received.append(thread.submit(next, batches, None))
+            yield batch
 
 
 @lru_cache(maxsize=2)
