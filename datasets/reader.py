@@ -133,8 +133,7 @@ class Reader(Dataset[Batch]):
         return Queries(
             users=user,
             times=np.asarray(self.data.timestamp[entry]),
-            # what shares a packed sequence
-            groups=self.chunk[part] if self.config.order == "user" else user,
+            groups=self._groups(part),
             conditions=np.where(hide_action, 0, 1 + self.data.action[entry].astype(np.int64)),
             actors=np.where(hide_actor, self.packer.unknown, user),
         )
@@ -144,6 +143,10 @@ class Reader(Dataset[Batch]):
 
     def _chance(self, epoch: int, stream: int, part: Rows) -> NDArray[np.float64]:
         return self._draw(epoch, stream, part, 1)[:, 0] / 2.0**63
+
+    def _groups(self, part: Rows) -> Rows:
+        """What shares a packed sequence: a chunk in the order `user`, a user in the order `time`."""
+        return self.chunk[part] if self.config.order == "user" else self.user[part]
 
 
 def _unpacked_ahead(batches: Iterator[Batch], ahead: int = 2) -> Iterator[Batch]:
