@@ -50,7 +50,7 @@ def opened(paths: Sequence[str]) -> list[Path]:
 
 
 def medians(ways: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Median seconds of each way, after one call to warm up; they take turns, so that a busy machine slows all alike."""
+    """Median seconds of each way, after one call to warm up; they take turns, so a busy machine slows all alike."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for repeat in range(repeats + 1):
         for name, way in ways.items():

@@ -4,8 +4,8 @@ python benchmarks/prepare.py --rows 5000000 --users 200000
 """
 
 import argparse
-import os
 import resource
+import statistics
 import tempfile
 import time
 from pathlib import Path
@@ -14,6 +14,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from measuring import report, table
 
 from friendrec.pipeline.prepare import PrepareOptions, main
 
@@ -43,6 +44,7 @@ def run() -> None:
     parser.add_argument("--users", type=int, default=200_000)
     parser.add_argument("--memory-limit", default="2GB")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--write", action="store_true", help="write results/prepare.md")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log.parquet"
@@ -58,10 +60,12 @@ def run() -> None:
             whole.append(time.perf_counter() - start)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         size = log.stat().st_size / 2**20
-    print(f"{options.rows:,} rows ({size:.0f} MiB), {options.users:,} users, {os.cpu_count()} cores")
-    print(f"scan + sort        {min(bare):6.2f} s  {options.rows / min(bare):12,.0f} rows/s")
-    print(f"friendrec prepare  {min(whole):6.2f} s  {options.rows / min(whole):12,.0f} rows/s")
-    print(f"ratio {min(whole) / min(bare):.1f}, peak memory of the process {peak:.2f} GiB")
+    seconds = {"scan + sort": statistics.median(bare), "friendrec prepare": statistics.median(whole)}
+    rows = [[name, f"{value:.2f}", f"{options.rows / value:,.0f}"] for name, value in seconds.items()]
+    title = f"{options.rows:,} rows ({size:.0f} MiB), {options.users:,} users, medians of {options.repeats}"
+    ratio = f"{seconds['friendrec prepare'] / seconds['scan + sort']:.1f}"
+    text = f"{title}:\n\n{table(['', 'seconds', 'rows/s'], rows)}\n\nratio {ratio}, peak memory {peak:.2f} GiB"
+    report("prepare", text, options.write)
 
 
 if __name__ == "__main__":

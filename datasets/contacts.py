@@ -25,12 +25,17 @@ class FirstContacts:
     @classmethod
     def contacted(cls, data: PreparedData) -> Self:
         """Whom each user had contacted (events of every role count)."""
-        return cls._of_direction(data, OUT)
+        return cls._of_entries(data, np.flatnonzero(data.direction == OUT))
 
     @classmethod
     def contacted_by(cls, data: PreparedData) -> Self:
         """Who had contacted each user."""
-        return cls._of_direction(data, IN)
+        return cls._of_entries(data, np.flatnonzero(data.direction == IN))
+
+    @classmethod
+    def met(cls, data: PreparedData) -> Self:
+        """Whom each user had met: had contacted, or been contacted by."""
+        return cls._of_entries(data, np.arange(len(data.direction)))
 
     @classmethod
     def blocked(cls, data: PreparedData) -> Self:
@@ -46,8 +51,7 @@ class FirstContacts:
         return cls._of_pairs(data.num_users, user, other, first)
 
     @classmethod
-    def _of_direction(cls, data: PreparedData, direction: int) -> Self:
-        chosen = np.flatnonzero(data.direction == direction)
+    def _of_entries(cls, data: PreparedData, chosen: NDArray[np.int64]) -> Self:
         user = np.repeat(np.arange(data.num_users), np.diff(data.offsets))[chosen]
         return cls._of_pairs(data.num_users, user, data.partner[chosen].astype(np.int64), data.timestamp[chosen])
 
@@ -62,10 +66,14 @@ class FirstContacts:
         offsets = np.concatenate([[0], np.cumsum(counts)])
         return cls(offsets, other[index], time[index])
 
+    def degrees(self, users: NDArray[np.int64], times: NDArray[np.int64]) -> NDArray[np.int64]:
+        """How many others each user is related to strictly before its time, `[Q]`."""
+        begins = self.offsets[users]
+        return lower_bounds(self.first, begins, self.offsets[users + 1], times) - begins
+
     def before(self, users: NDArray[np.int64], times: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The others that each user is related to strictly before its time: jagged `(offsets [Q + 1], ids [T])`."""
-        begins = self.offsets[users]
-        counts = lower_bounds(self.first, begins, self.offsets[users + 1], times) - begins
+        begins, counts = self.offsets[users], self.degrees(users, times)
         offsets = np.concatenate([[0], np.cumsum(counts)])
         return offsets, self.other[np.repeat(begins - offsets[:-1], counts) + np.arange(offsets[-1])]
 

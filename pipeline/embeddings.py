@@ -30,8 +30,13 @@ def read_embeddings(directory: Path, which: Literal["query", "target"]) -> tuple
     """User ids `[N]` and float32 vectors `[N, D]` of all parts, in the order of the vocabulary."""
     parts = sorted(directory.glob("part-*.parquet"), key=lambda path: int(path.stem.removeprefix("part-")))
     table = pa.concat_tables([pq.read_table(part) for part in parts]).combine_chunks()
+    return table["user_id"].to_numpy(), vectors_of(table, which)
+
+
+def vectors_of(table: pa.Table, which: Literal["query", "target"]) -> NDArray[np.float32]:
+    """One column of vectors as float32 `[N, D]`."""
     column = table[which].combine_chunks()
     vectors = column.flatten().to_numpy(zero_copy_only=False).astype(np.float32).reshape(len(column), -1)
     if f"{which}_scale" in table.column_names:
         vectors *= table[f"{which}_scale"].to_numpy()[:, None]
-    return table["user_id"].to_numpy(), vectors
+    return vectors

@@ -1,8 +1,9 @@
-"""Evaluate a run, its baselines or both by the temporal protocol, live and frozen.
+"""Evaluate a run, or vectors or lists made elsewhere, beside baselines.
 
 Writes metrics.json and report.html, which opens with the network off. Every event of the period is ranked among all
 users of the train period; the validation period is scored unless the test period is asked for,
-and each use of the test period is counted in the run.
+and each use of the test period is counted in the run. This is the temporal protocol; figures of the others are for
+comparison with the literature only.
 """
 
 import json
@@ -19,9 +20,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from friendrec.datasets.prepared import PreparedData
-    from friendrec.pipeline.evaluation.results import Evaluation
+    from friendrec.pipeline.evaluation.elsewhere import Lists, Vectors
     from friendrec.pipeline.evaluation.scoring import Recommender
-    from friendrec.pipeline.evaluation.tasks import Events, Exclusions
 
 TEST_USES = "test_uses.jsonl"
 """File of a run with one line for each use of the test period: appended to, never rewritten."""
@@ -30,6 +30,8 @@ EXAMPLES = """
 friendrec evaluate --data data --run run --baselines --out report
 friendrec evaluate --data data --run run --index index --baselines --period test --out report-test
 friendrec evaluate --data data --baselines --out report-baselines
+friendrec evaluate --data data --recommendations lists --baselines --out report-lists
+friendrec evaluate --data data --protocol link --out report-link
 """
 
 
@@ -38,35 +40,85 @@ class EvaluateOptions:
     data: str
     """Directory or URL that `friendrec prepare` made."""
     run: str | None = None
-    """Directory or URL that `friendrec train` made; without it only the baselines are scored."""
+    """Directory or URL that `friendrec train` made."""
     index: str | None = None
     """Directory or URL that `friendrec index` made from the run's embeddings; without it all users are scored anew."""
+    embeddings: str | None = None
+    """Instead of a run: Parquet of user_id, query, target (lists of floats), as known at the end of train."""
+    recommendations: str | None = None
+    """Instead of a run: Parquet of user_id, rank, candidate_id, as known then; figures go as far as the lists."""
     period: Literal["validation", "test"] = "validation"
     """validation: what decisions may be based on. test: the last events of the log, for a final figure."""
     baselines: bool = False
-    """Put the fourteen streaming baselines beside the model."""
+    """Put hand-made and fitted scores beside it: 21 of them, or 19 where the package implicit is not installed."""
+    protocol: Literal["temporal", "link"] = "temporal"
+    """temporal: the whole ranking, live and frozen. link: the literature's, each test event against one random target
+    (an easy question), on the log before cleaning; it scores EdgeBank."""
+    interactions: str | None = None
+    """Of the protocol link: the log, where it is no longer where `friendrec prepare` read it."""
     out: str
     """Directory or URL to create."""
 
 
 def main(options: EvaluateOptions) -> None:
     """Publish the report at `options.out`, or find it there already."""
-    if options.run is None and not options.baselines:
-        raise FriendrecError("nothing to evaluate: pass --run RUN, --baselines or both")
-    if options.run is None and options.index is not None:
-        raise FriendrecError("an index cannot be evaluated without the model that asks it: pass --run RUN as well")
-    named = {"data": options.data, "run": options.run, "index": options.index}
-    inputs = {name: path for name, path in named.items() if path is not None}
+    _check(options)
+    inputs = _inputs(options)
     if is_finished(options.out, kind="report", options=options, inputs=inputs):
         print(f"{options.out} is this report already.")
         return
     with publish(options.out, kind="report", options=options, inputs=inputs) as attempt:
-        metrics = _evaluate(options, attempt)
+        metrics = _evaluate_links(options, attempt) if options.protocol == "link" else _evaluate(options, attempt)
     _show(metrics, options.out)
+
+
+def _check(options: EvaluateOptions) -> None:
+    if options.protocol == "link":
+        _check_link(options)
+        return
+    if options.interactions is not None:
+        raise FriendrecError("--interactions is for the protocol link alone: leave it out, or pass --protocol link")
+    given = [name for name in ("run", "embeddings", "recommendations") if getattr(options, name) is not None]
+    if len(given) > 1:
+        raise FriendrecError(f"--{' and --'.join(given)} are scored one at a time: pass one of them")
+    if not given and not options.baselines:
+        raise FriendrecError(
+            "nothing to evaluate: pass --run RUN, --embeddings E, --recommendations R, --baselines or one and the last"
+        )
+    if options.run is None and options.index is not None:
+        raise FriendrecError("an index cannot be evaluated without the model that asks it: pass --run RUN as well")
+
+
+def _check_link(options: EvaluateOptions) -> None:
+    defaults = EvaluateOptions(data="", out="")
+    for name in ("run", "index", "embeddings", "recommendations", "period", "baselines"):
+        if getattr(options, name) != getattr(defaults, name):
+            raise FriendrecError(f"--{name} has no meaning in the protocol link, which scores EdgeBank: leave it out")
+
+
+def _inputs(options: EvaluateOptions) -> dict[str, str]:
+    names = ("data", "run", "index", "embeddings", "recommendations", "interactions")
+    return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+
+
+def _evaluate_links(options: EvaluateOptions, attempt: Path) -> dict[str, Any]:
+    from friendrec.pipeline.evaluation.link import edge_bank, read_uncleaned
+    from friendrec.pipeline.evaluation.report import write_link_report
+
+    log, rows = read_uncleaned(open_published(options.data, "data")[1], options.interactions)
+    metrics = {
+        "protocol": {"name": "link", "label": "easy", "events": len(rows[0])},
+        "link": {"edge_bank": edge_bank(*rows)},
+    }
+    (attempt / "metrics.json").write_text(json.dumps(metrics, indent=1, allow_nan=False) + "\n")
+    write_link_report(attempt / "report.html", metrics, {"data": options.data, "interactions": log})
+    return metrics
 
 
 def _evaluate(options: EvaluateOptions, attempt: Path) -> dict[str, Any]:
     from friendrec.datasets.prepared import load_prepared
+    from friendrec.pipeline.evaluation.fitted import missing_baselines
+    from friendrec.pipeline.evaluation.ranking import score
     from friendrec.pipeline.evaluation.report import write_report
     from friendrec.pipeline.evaluation.results import results
     from friendrec.pipeline.evaluation.tasks import Exclusions, scored_events
@@ -75,10 +127,10 @@ def _evaluate(options: EvaluateOptions, attempt: Path) -> dict[str, Any]:
     exclusions = Exclusions.of(data)
     events, counts = scored_events(data, options.period, exclusions)
     run, manifest = open_published(options.run, "run") if options.run is not None else (None, None)
-    recommender = _open(options) if run is not None else None
+    scored, said = _open_source(options, data)
     uses = _test_uses(run, options) if run is not None else None
     with _progress() as progress:
-        evaluation = score(data, events, exclusions, recommender, options.baselines, progress)
+        evaluation = score(data, events, exclusions, scored, options.baselines, progress)
     metrics = {
         "protocol": {
             "name": "temporal",
@@ -89,43 +141,30 @@ def _evaluate(options: EvaluateOptions, attempt: Path) -> dict[str, Any]:
             "test_uses": uses,
             "events": counts["events"],
             "uncovered": counts["uncovered"],
+            "missing_baselines": missing_baselines() if options.baselines else {},
         },
         **results(evaluation),
-        "model": _model(manifest),
+        "model": _model(manifest) | said,
     }
     (attempt / "metrics.json").write_text(json.dumps(metrics, indent=1, allow_nan=False) + "\n")
     losses = run / "metrics.jsonl" if run is not None else None
-    write_report(attempt / "report.html", metrics, evaluation, losses, _lineage(options))
+    write_report(attempt / "report.html", metrics, evaluation, losses, _inputs(options))
     return metrics
 
 
-def score(
-    data: "PreparedData",
-    events: "Events",
-    exclusions: "Exclusions",
-    recommender: "Recommender | None",
-    baselines: bool,
-    progress: "Progress | None" = None,
-) -> "Evaluation":
-    """Rank every event by the recommender, where there is one, and by the baselines, where they are asked for."""
-    from friendrec.pipeline.evaluation.baselines import baseline_ranks
-    from friendrec.pipeline.evaluation.results import MODEL, Evaluation, history_length
-    from friendrec.pipeline.evaluation.scoring import recommender_ranks
-    from friendrec.pipeline.evaluation.tasks import STATES
+def _open_source(
+    options: EvaluateOptions, data: "PreparedData"
+) -> "tuple[Recommender | Vectors | Lists | None, dict[str, Any]]":
+    """What is scored, and what the report says of it besides the run's manifest."""
+    from friendrec.pipeline.evaluation.elsewhere import read_lists, read_vectors
 
-    ranks: dict[str, dict[str, Any]] = {}
-    for state in STATES:
-        if recommender is not None:
-            advance = _bar(progress, f"model, {state}", len(events.index))
-            ranks.setdefault(MODEL, {})[state] = recommender_ranks(
-                data, events, exclusions, recommender, state, advance
-            )
-        if baselines:
-            advance = _bar(progress, f"baselines, {state}", len(events.index))
-            for name, placed in baseline_ranks(data, events, exclusions, state)[0].items():
-                ranks.setdefault(name, {})[state] = placed
-            advance(len(events.index))
-    return Evaluation(events, ranks, {state: history_length(data, events, state) for state in STATES})
+    if options.embeddings is not None:
+        vectors, counts = read_vectors(options.embeddings, data)
+        return vectors, {"source": "embeddings", **counts}
+    if options.recommendations is not None:
+        lists, counts = read_lists(options.recommendations, data)
+        return lists, {"source": "recommendations", **counts}
+    return (_open(options) if options.run is not None else None), {}
 
 
 def _open(options: EvaluateOptions) -> "Recommender":
@@ -153,11 +192,6 @@ def _model(manifest: Manifest | None) -> dict[str, Any]:
     return {name: said[name] for name in names if name in said}
 
 
-def _lineage(options: EvaluateOptions) -> dict[str, str]:
-    named = {"prepared data": options.data, "run": options.run, "index": options.index}
-    return {name: path for name, path in named.items() if path is not None}
-
-
 def _iso(microseconds: int) -> str:
     return datetime.fromtimestamp(microseconds / 1e6, UTC).isoformat()
 
@@ -169,19 +203,16 @@ def _progress() -> "AbstractContextManager[Progress]":
     return Progress(console=Console(stderr=True), transient=True)
 
 
-def _bar(progress: "Progress | None", name: str, total: int) -> Any:
-    """A function that moves a new bar on by so many events."""
-    if progress is None:
-        return lambda scored: None
-    task = progress.add_task(name, total=total)
-    return lambda scored: progress.advance(task, scored)
-
-
 def _show(metrics: dict[str, Any], out: str) -> None:
     from rich.console import Console
 
     from friendrec.pipeline.summary import metrics_table
 
     console = Console()
-    console.print(metrics_table(metrics))
+    if "link" in metrics:
+        for name, row in metrics["link"].items():
+            precision, area = (f"{row[key]:.2%} ± {row[f'{key}_sd']:.2%}" for key in ("average_precision", "auc"))
+            console.print(f"{name}: average precision {precision}, area under the curve {area}", highlight=False)
+    else:
+        console.print(metrics_table(metrics))
     console.print(f"{out}/report.html", soft_wrap=True, highlight=False)

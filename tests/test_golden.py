@@ -12,7 +12,7 @@ from pprint import pp
 import pytest
 
 from friendrec.datasets.prepared import load_prepared
-from friendrec.pipeline.evaluate import score
+from friendrec.pipeline.evaluation.ranking import score
 from friendrec.pipeline.evaluation.results import results
 from friendrec.pipeline.evaluation.tasks import STATES, Exclusions, scored_events
 from friendrec.pipeline.inference import open_recommender

@@ -1,4 +1,4 @@
-"""Streaming baselines: fourteen hand-made scores replayed over the log, each event ranked exactly among all candidates.
+"""Streaming baselines: eighteen hand-made scores replayed over the log, each event ranked exactly among all candidates.
 
 A baseline is a tuple of scores, the first deciding. Scores are integers: counts, or times as the place of the timestamp
 among the distinct ones, from 1; 0 is never. *Pair* scores are 0 but for the actor's own contacts, *user* scores are the
@@ -6,8 +6,9 @@ same for every actor. A tie in a pair score that is not 0 stays a tie: what come
 0 (so did the program that made the reference scores).
 
 An event costs one pass over the candidates, which compares their user scores with the target's; the few contacts, who
-also decide the exclusions, are then settled one by one. Live, the scores follow the log up to the event's timestamp;
-frozen, they stop where the train period ends. What is excluded follows the log in both.
+also decide the exclusions, are then settled one by one (shared neighbours: `neighbours.py`). Live, the scores follow
+the log up to the event's timestamp; frozen, they stop where the train period ends. What is excluded follows the log in
+both.
 """
 
 from typing import NamedTuple
@@ -17,11 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from friendrec.datasets.prepared import PreparedData
+from friendrec.pipeline.evaluation.neighbours import NEIGHBOUR_BASELINES, place_by_neighbours
 from friendrec.pipeline.evaluation.tasks import LEVELS, Events, Exclusions
 
 PAIR_SCORES = ("recent_contacts", "contact_frequency", "reciprocity", "last_interaction")
 USER_SCORES = ("popularity", "recent_popularity", "last_received", "last_sent", "last_active")
-BASELINES: dict[str, tuple[str, ...]] = {
+DIRECT_BASELINES: dict[str, tuple[str, ...]] = {
     **{name: (name,) for name in ("popularity", "recent_popularity", "last_received", "last_sent", "last_active")},
     **{name: (name,) for name in ("recent_contacts", "contact_frequency", "reciprocity", "last_interaction")},
     "reciprocity+recent_popularity": ("reciprocity", "recent_popularity"),
@@ -31,6 +33,7 @@ BASELINES: dict[str, tuple[str, ...]] = {
     "hybrid+last_active": ("recent_contacts", "reciprocity", "last_active"),
 }
 """Scores of each baseline, the first deciding: pair scores, and at most one user score at the end."""
+BASELINES = DIRECT_BASELINES | NEIGHBOUR_BASELINES
 
 
 class Stream(NamedTuple):
@@ -53,8 +56,8 @@ def baseline_ranks(
 ) -> tuple[dict[str, NDArray[np.float64]], NDArray[np.int64]]:
     """Ranks `[LEVELS, E]` of each baseline (nan where no task asks), and how many candidates were allowed there."""
     scores = PAIR_SCORES + USER_SCORES
-    keys = np.full((len(BASELINES), max(map(len, BASELINES.values()))), -1)
-    for row, names in zip(keys, BASELINES.values(), strict=True):
+    keys = np.full((len(DIRECT_BASELINES), max(map(len, DIRECT_BASELINES.values()))), -1)
+    for row, names in zip(keys, DIRECT_BASELINES.values(), strict=True):
         row[: len(names)] = [scores.index(name) for name in names]
     ranks = np.full((len(events.index), LEVELS, len(BASELINES)), np.nan)
     allowed = np.zeros((len(events.index), LEVELS), np.int64)
@@ -105,6 +108,7 @@ def _replay(  # type: ignore[no-untyped-def]
     users = np.zeros((NUM_USER, num_users), np.int64)
     pairs = np.zeros((num_slots, NUM_PAIR), np.int64)
     met = np.zeros(num_users, np.int64)  # how many of its slots each user has met
+    known = np.zeros(num_users, np.int64)  # the same, as far as scores know
     contacted = np.zeros(num_slots, np.bool_)
     place = np.full(num_users, -1, np.int64)  # of a named candidate in the list below
     applied = 0
@@ -115,6 +119,7 @@ def _replay(  # type: ignore[no-untyped-def]
             met[u] = max(met[u], out - slot_offsets[u] + 1)
             met[v] = max(met[v], inward - slot_offsets[v] + 1)
             if applied < score_until:
+                known[u], known[v] = met[u], met[v]
                 _count(users, pairs, u, v, out, inward, tick[applied])
                 if applied >= window:
                     users[RECENT, target[applied - window]] -= 1
@@ -131,6 +136,9 @@ def _replay(  # type: ignore[no-untyped-def]
             if named[j] == v:
                 own[:] = values[j]
         higher, tied = _compare_all(users, own, num_candidates)
+        by_neighbours = place_by_neighbours(
+            u, v, known, slot_offsets, slot_other, users[RECENT], users[LAST_ACTIVE], named, hidden_from, num_candidates
+        )
         for level in range(LEVELS):
             if asked[e, level]:
                 allowed[e, level] = num_candidates - (hidden_from <= level).sum()
@@ -138,6 +146,7 @@ def _replay(  # type: ignore[no-untyped-def]
                     ranks[e, level, b] = _place(
                         keys[b], v, own, named, hidden_from, values, level, higher, tied, num_candidates
                     )
+                ranks[e, level, len(keys) :] = by_neighbours[level]
 
 
 @numba.njit(cache=True, nogil=True)

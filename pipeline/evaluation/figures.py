@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from friendrec.pipeline.evaluation.metrics import recall_curve
-from friendrec.pipeline.evaluation.results import HISTORY_BINS, MODEL, Evaluation
+from friendrec.pipeline.evaluation.results import MODEL, Evaluation
 from friendrec.pipeline.evaluation.tasks import STATES, TASKS
 
 MODEL_COLOUR, BEST_COLOUR, REST_COLOUR, INK, FAINT = "#1f5fd6", "#d9822b", "#c5cbd6", "#1c2430", "#e6e9ef"
@@ -81,10 +81,12 @@ def curves(metrics: dict[str, Any], evaluation: Evaluation) -> str:
             for state, dashes in zip(STATES, ("-", (0, (3, 2))), strict=True):
                 best = metrics["tasks"][task][state].get("best_baseline", {}).get("name")
                 for method, colour in ((best, BEST_COLOUR), (MODEL, MODEL_COLOUR)):
-                    if method in evaluation.ranks:
+                    if evaluation.has(method, state):
                         label = f"{'model' if method == MODEL else 'best baseline'}, {state}"
-                        curve = recall_curve(evaluation.of(method, task, state))
-                        axes.plot(np.arange(1, 101), curve, color=colour, linestyle=dashes, linewidth=1.7, label=label)
+                        until = 100 if method != MODEL else min(100, evaluation.list_length or 100)
+                        curve = recall_curve(evaluation.of(method, task, state), until)
+                        at = np.arange(1, until + 1)
+                        axes.plot(at, curve, color=colour, linestyle=dashes, linewidth=1.7, label=label)
             axes.set(title=TITLES[task], xlabel="k", xlim=(0, 100), ylim=(0, 1))
             axes.grid(color=FAINT)
         panels[0].set_ylabel("recall@k")
@@ -93,21 +95,23 @@ def curves(metrics: dict[str, Any], evaluation: Evaluation) -> str:
         return _svg(figure)
 
 
-def slices(metrics: dict[str, Any]) -> str:
-    """Live Recall@10 by the length of the actor's history; under each bin the number of events."""
+def slices(parts: dict[str, Any], state: str) -> str:
+    """Recall@10 of the `parts` of one slicing, with 95 % intervals; under each the number of events."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(11, 2.9), layout="constrained")
         panels = figure.subplots(1, 4, sharey=True)
-        places = np.arange(len(HISTORY_BINS))
+        places = np.arange(len(parts))
         for axes, task in zip(panels, TASKS, strict=True):
-            bins = [metrics["slices"]["history_length"][name][task]["live"] for name in HISTORY_BINS]
+            bins = [part[task][state] for part in parts.values()]
             series = [("recall@10", "model", MODEL_COLOUR), ("best_baseline_recall@10", "best baseline", BEST_COLOUR)]
             shown = [entry for entry in series if any(entry[0] in figures for figures in bins)]
             for i, (key, label, colour) in enumerate(shown):
                 left = places + (i - (len(shown) - 1) / 2) * 0.38
                 axes.bar(left, [figures.get(key, 0) for figures in bins], 0.36, color=colour, label=label)
-            names = [f"{name}\n({figures['events']:,})" for name, figures in zip(HISTORY_BINS, bins, strict=True)]
-            axes.set_xticks(places, names, fontsize=8)
+                ends = np.array([figures.get(f"{key}_ci", (np.nan, np.nan)) for figures in bins])
+                axes.vlines(left, ends[:, 0], ends[:, 1], color=INK, linewidth=0.9)
+            names = [f"{name}\n({figures['events']:,})" for name, figures in zip(parts, bins, strict=True)]
+            axes.set_xticks(places, names, fontsize=8 if len(parts) < 7 else 5)
             axes.set(title=TITLES[task], ylim=(0, 1))
             axes.grid(axis="y", color=FAINT)
             axes.set_axisbelow(True)

@@ -16,9 +16,14 @@ def gains(ranks: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
     return {**hits, "ndcg@10": ndcg, "mrr": 1 / ranks, "mean_rank": ranks}
 
 
-def summary(ranks: NDArray[np.float64]) -> dict[str, float]:
-    """The mean of every metric; empty where there is no event."""
-    return {name: float(gain.mean()) for name, gain in gains(ranks).items()} if len(ranks) else {}
+def summary(ranks: NDArray[np.float64], until: int | None = None) -> dict[str, float]:
+    """The mean of every metric; empty where there is no event.
+
+    Ranks may be known `until` some place only and be infinite beyond it: what needs more than that is left out.
+    """
+    means = {name: float(gain.mean()) for name, gain in gains(ranks).items()} if len(ranks) else {}
+    beyond = {f"recall@{k}" for k in CUTOFFS if k > until} | {"mrr", "mean_rank"} if until is not None else set()
+    return {name: mean for name, mean in means.items() if name not in beyond}
 
 
 def recall_curve(ranks: NDArray[np.float64], until: int = 100) -> NDArray[np.float64]:

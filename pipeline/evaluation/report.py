@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from friendrec.pipeline.evaluation import figures
-from friendrec.pipeline.evaluation.results import HISTORY_BINS, MODEL, Evaluation
+from friendrec.pipeline.evaluation.results import MODEL, Evaluation
 from friendrec.pipeline.evaluation.tasks import STATES, TASKS
 
 COLUMNS = ("recall@10", "recall@50", "recall@100", "ndcg@10", "mrr", "mean_rank")
@@ -15,6 +15,23 @@ TASK_WORDS = {
     "new_link": "Whom will this user contact for the first time?",
     "reply": "The new links that answer someone who had contacted the user first.",
     "unprompted_link": "The other new links: discovery, with nobody having made the first move.",
+}
+SLICE_WORDS = {
+    "history_length": ("How much was known of the actor", "the number of events the actor was known to have in them"),
+    "target_degree_decile": (
+        "How well met the person turned to was",
+        "tenths of the candidates by how many others they had met in the train period, 1 the fewest",
+    ),
+    "action": ("What they did", "the action, which no method is told"),
+    "distance": (
+        "How far apart the two were",
+        "steps between them in the network of who was known to have met: two are friends of friends",
+    ),
+    "new_actor": ("Whether the actor is new", "whether the actor first appears after the train period"),
+    "new_target": (
+        "Whether the person turned to is new to it",
+        "whether nobody had turned to them in the train period",
+    ),
 }
 
 
@@ -29,23 +46,38 @@ def write_report(
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"metric": metric, "ci": ci}
     has_model = MODEL in evaluation.ranks
+    shown = "frozen" if has_model and not evaluation.has(MODEL, "live") else "live"
     html = environment.from_string(template).render(
         m=metrics,
         has_model=has_model,
-        name=metrics["model"].get("preset", "the model") if has_model else "baselines",
+        name=metrics["model"].get("preset", metrics["model"].get("source", "the model")) if has_model else "baselines",
+        shown=shown,
         lineage=lineage,
         tasks=TASKS,
         states=STATES,
         columns=COLUMNS,
         words=TASK_WORDS,
         titles=figures.TITLES,
-        bins=list(HISTORY_BINS),
-        bars=figures.bars(metrics, "live") if metrics["baselines"] or has_model else None,
+        bars=figures.bars(metrics, shown) if metrics["baselines"] or has_model else None,
         curves=figures.curves(metrics, evaluation),
-        slices=figures.slices(metrics),
+        slices=[
+            (*SLICE_WORDS[name], figures.slices(parts, shown))
+            for name, parts in metrics["slices"].items()
+            if len(parts) > 1
+        ],
         losses=figures.losses(lines) if any("loss" in line for line in lines) else None,
     )
     path.write_text(html)
+
+
+def write_link_report(path: Path, metrics: dict[str, Any], lineage: dict[str, str]) -> None:
+    """Write the page of the link protocol."""
+    from jinja2 import Environment
+
+    template = files("friendrec.pipeline.evaluation").joinpath("link.html.jinja").read_text()
+    path.write_text(
+        Environment(autoescape=True, trim_blocks=True).from_string(template).render(m=metrics, lineage=lineage)
+    )
 
 
 def read_losses(path: Path | None) -> list[dict[str, Any]]:

@@ -23,6 +23,10 @@ def score(name: str, past: list[tuple[int, int, int]], window: int, actor: int, 
     received = [t for a, b, t in past if b == candidate]
     to = [t for a, b, t in past if (a, b) == (actor, candidate)]
     back = [t for a, b, t in past if (a, b) == (candidate, actor)]
+    met = {
+        user: {a + b - user for a, b, t in past if user in (a, b)} for user in {u for a, b, t in past for u in (a, b)}
+    }
+    shared = met.get(actor, set()) & met.get(candidate, set())
     return {
         "popularity": len(received),
         "recent_popularity": sum(b == candidate for a, b, t in past[max(0, len(past) - window) :]),
@@ -33,6 +37,8 @@ def score(name: str, past: list[tuple[int, int, int]], window: int, actor: int, 
         "contact_frequency": len(to),
         "reciprocity": max(back, default=0),
         "last_interaction": max(to + back, default=0),
+        "common_neighbours": len(shared),
+        "adamic_adar": round(1e6 * sum(1 / np.log(len(met[user])) for user in shared if len(met[user]) > 1)),
     }[name]
 
 
