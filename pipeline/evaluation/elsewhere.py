@@ -23,6 +23,7 @@ from friendrec.pipeline.manifest import MANIFEST
 from friendrec.pipeline.publish import open_published
 from friendrec.pipeline.retrieval.exact import ExactIndex
 from friendrec.pipeline.retrieval.protocol import Queries
+from friendrec.pipeline.times import format_time
 
 LACKING = np.float32(-1e30)
 """The score of a candidate without a vector: lower than any product of vectors, and tied with the others like it."""
@@ -52,7 +53,7 @@ class Lists:
 
 def read_vectors(path: str, data: PreparedData) -> tuple[Vectors, dict[str, int]]:
     """The columns user_id, query and target, and how many users were given, unknown, or lacking."""
-    table = _read(path, "embeddings", ("user_id", "query", "target"))
+    table = _read(path, "embeddings", ("user_id", "query", "target"), data)
     rows, unknown = _rows(path, table["user_id"], data)
     if len(np.unique(rows)) < len(rows):
         raise FriendrecError(f"--embeddings {path}: a user has two vectors; leave one row a user_id")
@@ -83,7 +84,7 @@ def read_vectors(path: str, data: PreparedData) -> tuple[Vectors, dict[str, int]
 
 def read_lists(path: str, data: PreparedData) -> tuple[Lists, dict[str, int]]:
     """The columns user_id, rank and candidate_id, and how many rows were given, of unknown users, or no candidates."""
-    table = _read(path, "recommendations", ("user_id", "rank", "candidate_id"))
+    table = _read(path, "recommendations", ("user_id", "rank", "candidate_id"), data)
     user, unknown = _rows(path, table["user_id"], data)
     candidate = np.full(len(table), -1)
     found, strange = _rows(path, table["candidate_id"], data)
@@ -138,10 +139,20 @@ def _places(offsets, candidate, actors, targets, hidden_offsets, hidden, num_can
     return ranks
 
 
-def _read(path: str, kind: str, columns: Sequence[str]) -> pa.Table:
-    """Columns of a published directory, of a folder of Parquet files, or of one file."""
-    published = "://" in path or (Path(path) / MANIFEST).exists()
-    place = open_published(path, kind)[0] if published else Path(path)
+def _read(path: str, kind: str, columns: Sequence[str], data: PreparedData) -> pa.Table:
+    """Columns of a published directory, of a folder of Parquet files, or of one file.
+
+    What friendrec made says as of when, and must not know of what it is asked about.
+    """
+    place = Path(path)
+    if "://" in path or (place / MANIFEST).exists():
+        place, manifest = open_published(path, kind)
+        if manifest.extra.get("as_of", data.train_until) > data.train_until:
+            until = format_time(data.train_until)
+            raise FriendrecError(
+                f"--{kind} {path} knows events until {format_time(manifest.extra['as_of'])}, "
+                f"and so what it would be asked: make it again with --as-of {until}"
+            )
     files = sorted(place.rglob("*.parquet")) if place.is_dir() else [place]
     if not files:
         raise FriendrecError(f"--{kind} {path} holds no Parquet file")

@@ -148,6 +148,21 @@ def test_mistakes_are_told(root: Path, tmp_path: Path, option: str, columns: dic
     assert not (tmp_path / "out").exists()
 
 
+def test_what_knows_the_answers_is_refused(root: Path, data: PreparedData, tmp_path: Path) -> None:
+    """What friendrec itself publishes says as of when: by default the end of the log, which is too late."""
+    rows = [(user, place + 1, f"user {place}") for user in data.user_ids for place in range(20)]
+    for name, as_of in (("late", data.train_until + 1), ("right", data.train_until)):
+        with publish(
+            tmp_path / name, kind="recommendations", options=None, inputs={}, extra={"as_of": as_of}
+        ) as attempt:
+            write_lists(attempt / "part-0.parquet", rows)
+    options = {"data": str(root / "data"), "out": str(tmp_path / "report")}
+    late = EvaluateOptions(**options, recommendations=str(tmp_path / "late"))
+    with pytest.raises(FriendrecError, match="make it again with --as-of 1970-"):
+        evaluate.main(late)
+    evaluate.main(EvaluateOptions(**options, recommendations=str(tmp_path / "right")))
+
+
 def test_one_thing_is_scored_at_a_time(root: Path, tmp_path: Path) -> None:
     both = EvaluateOptions(data=str(root / "data"), out=str(tmp_path / "out"), embeddings="e", recommendations="r")
     with pytest.raises(FriendrecError, match="one at a time"):
