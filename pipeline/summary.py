@@ -38,7 +38,7 @@ def metrics_table(metrics: dict[str, Any]) -> Any:
     table.add_row("model", *_row(metrics["tasks"], "live"), style="bold")
     table.add_row("model, frozen", *_row(metrics["tasks"], "frozen"), end_section=True)
     for name, tasks in metrics.get("baselines", {}).items():
-        if any("live" in states for states in tasks.values()):  # fitted ones are frozen only: see the report
+        if any(states.get("live") for states in tasks.values()):  # fitted ones are frozen only: see the report
             table.add_row(name, *_row(tasks, "live"))
     return table
 

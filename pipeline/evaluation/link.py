@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from friendrec.datasets.preparation_config import parse_pairs
 from friendrec.datasets.schema import open_log
 from friendrec.errors import FriendrecError
-from friendrec.pipeline.manifest import MANIFEST, Manifest
+from friendrec.pipeline.manifest import MANIFEST, Manifest, fingerprint
 
 Rows = tuple[NDArray, NDArray, NDArray[np.int64]]
 """Actors and targets by raw id, timestamps (µs)."""
@@ -93,9 +93,12 @@ class EdgeBank:
 
 def read_uncleaned(data: Manifest, moved_to: str | None) -> tuple[str, Rows]:
     """The log that data was prepared from, and all its rows as they come."""
-    path = moved_to or data.inputs.get("interactions", {}).get("path")
-    if path is None:
+    made_from = data.inputs.get("interactions")
+    if made_from is None and moved_to is None:
         raise FriendrecError("the prepared data does not say what log it was made from: pass --interactions LOG")
+    path = moved_to or made_from["path"]
+    if made_from is not None and fingerprint(path) != made_from["fingerprint"]:
+        raise FriendrecError(f"{path} is not the log that the data was prepared from: pass the one by --interactions")
     simulated = (Path(path) / MANIFEST).exists()
     columns = parse_pairs(data.options.get("columns"), "columns")
     log = open_log(f"{path}/interactions" if simulated else path, columns, data.options.get("time_unit"))
