@@ -93,12 +93,12 @@ class EdgeBank:
 
 def read_uncleaned(data: Manifest, moved_to: str | None) -> tuple[str, Rows]:
     """The log that data was prepared from, and all its rows as they come."""
-    made_from = data.inputs.get("interactions")
-    if made_from is None and moved_to is None:
-        raise FriendrecError("the prepared data does not say what log it was made from: pass --interactions LOG")
+    made_from = data.inputs.get("interactions", {"path": "", "fingerprint": ""})
     path = moved_to or made_from["path"]
-    if made_from is not None and fingerprint(path) != made_from["fingerprint"]:
-        raise FriendrecError(f"{path} is not the log that the data was prepared from: pass the one by --interactions")
+    if not path:
+        raise FriendrecError("the prepared data does not say what log it was made from: pass --interactions LOG")
+    if moved_to is None and fingerprint(path) != made_from["fingerprint"]:
+        raise FriendrecError(f"{path} has changed since the data was prepared from it: pass --interactions LOG")
     simulated = (Path(path) / MANIFEST).exists()
     columns = parse_pairs(data.options.get("columns"), "columns")
     log = open_log(f"{path}/interactions" if simulated else path, columns, data.options.get("time_unit"))

@@ -98,6 +98,9 @@ def test_the_log_may_have_moved_and_mistakes_are_told(tmp_path: Path) -> None:
     options = {"data": str(tmp_path / "data"), "protocol": "link", "out": str(tmp_path / "report")}
     with pytest.raises(FriendrecError, match="does not exist"):
         evaluate.main(EvaluateOptions(**options))  # type: ignore[arg-type]
+    (tmp_path / "log.parquet").write_bytes(b"something else")
+    with pytest.raises(FriendrecError, match="has changed since"):
+        evaluate.main(EvaluateOptions(**options))  # type: ignore[arg-type]
     with pytest.raises(FriendrecError, match="--baselines has no meaning"):
         evaluate.main(EvaluateOptions(**options, baselines=True))  # type: ignore[arg-type]
     moved = str(tmp_path / "moved.parquet")
