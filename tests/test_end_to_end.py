@@ -19,8 +19,8 @@ import torch
 from friendrec.datasets.simulator import simulate
 from friendrec.errors import FriendrecError
 from friendrec.pipeline import evaluate, export, index, prepare, recommend
-from friendrec.pipeline.evaluation.scoring import recommender_ranks
 from friendrec.pipeline.evaluation.fitted import FITTED_BASELINES
+from friendrec.pipeline.evaluation.scoring import recommender_ranks
 from friendrec.pipeline.evaluation.tasks import LEVEL, STATES, TASKS, Events
 from friendrec.pipeline.inference import open_recommender
 from friendrec.pipeline.publish import open_published
