@@ -86,8 +86,9 @@ def test_a_real_log_in_ten_minutes(repository: Path, shared_data: Path, tmp_path
     pipeline(repository, shared_data / "collegemsg.parquet", tmp_path / "out")
     assert time.monotonic() - begun < 600
     metrics = json.loads((tmp_path / "out" / "report" / "metrics.json").read_text())
-    recalls = {name: figures["next_contact"]["live"]["recall@10"] for name, figures in metrics["baselines"].items()}
-    assert metrics["tasks"]["next_contact"]["live"]["recall@10"] >= 0.9 * max(recalls.values())
+    live = {name: figures["next_contact"]["live"] for name, figures in metrics["baselines"].items()}
+    recalls = [figures["recall@10"] for name, figures in live.items() if name not in FITTED_BASELINES]
+    assert metrics["tasks"]["next_contact"]["live"]["recall@10"] >= 0.9 * max(recalls)
 
 
 ROLES = {"request": "history", "decline": "negative", "block": "exclude"}
