@@ -26,7 +26,7 @@ def train(data: Path, out: Path, steps: int) -> None:
     """Take steps on this rank as `train.fit` does; rank 0 leaves its seconds in `out/stall.json`."""
     with job.start(preset("two_tower_mlp"), data, out) as running:
         waits: list[float] = []
-        running.reader.batches = timed(running.reader.batches, waits)  # type: ignore[method-assign]
+        running.reader.batches = timed(running.reader.batches, waits)  # type: ignore[method-assign,assignment]
         for step, batch in enumerate(running.batches(0, 0)):
             if step == 0:
                 begun = time.perf_counter()

@@ -50,21 +50,21 @@ def speed(run: Path, batch_size: int) -> float:
 
 
 def measure(data: Path, folder: Path, batch_size: int, repeats: int) -> Sequence[str]:
-    """A row of the table: examples/s each way, medians of repetitions that take turns."""
+    """A row of the table: median examples/s each way, and ratios within a repetition: median and range."""
     ways = {"independent": (batch_size, 1, 2), "weak": (2 * batch_size, 2, 1), "strong": (batch_size, 2, 1)}
     speeds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(repeats):
         for name, way in ways.items():
             speeds[name].append(examples_per_second(data, folder, *way))
-    independent, weak, strong = (statistics.median(values) for values in speeds.values())
-    return [
-        data.name,
-        f"{independent:,.0f}",
-        f"{weak:,.0f}",
-        f"**{weak / independent:.2f}×**",
-        f"{strong:,.0f}",
-        f"{strong / independent:.2f}×",
-    ]
+    typical = {name: f"{statistics.median(values):,.0f}" for name, values in speeds.items()}
+    ratios = {name: ratio(speeds[name], speeds["independent"]) for name in ("weak", "strong")}
+    return [data.name, typical["independent"], typical["weak"], ratios["weak"], typical["strong"], ratios["strong"]]
+
+
+def ratio(ours: Sequence[float], theirs: Sequence[float]) -> str:
+    """Of neighbours in time: the median is bold, the range tells how quiet the machine was."""
+    ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+    return f"**{statistics.median(ratios):.2f}×** ({min(ratios):.2f}–{max(ratios):.2f})"
 
 
 def run() -> None:
