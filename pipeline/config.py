@@ -12,6 +12,7 @@ import tyro
 from friendrec.datasets.config import ContextConfig, ReaderConfig
 from friendrec.errors import FriendrecError
 from friendrec.models.config import TwoTowerConfig
+from friendrec.pipeline.arguments import did_you_mean
 from friendrec.pipeline.publish import fingerprint
 from friendrec.sharding.config import OptimizerConfig
 
@@ -83,5 +84,5 @@ PRESETS: dict[str, Callable[[], RunConfig]] = {"two_tower_mlp": two_tower_mlp}
 def preset(name: str) -> RunConfig:
     """A preset's config by name."""
     if name not in PRESETS:
-        raise FriendrecError(f"unknown preset {name!r}; choose one of: {', '.join(PRESETS)}")
+        raise FriendrecError(f"unknown preset {name!r}: {did_you_mean(name, PRESETS)}")
     return PRESETS[name]()

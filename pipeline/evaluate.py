@@ -42,7 +42,8 @@ class EvaluateOptions:
     run: str | None = None
     """Directory or URL that `friendrec train` made."""
     index: str | None = None
-    """Directory or URL that `friendrec index` made from the run's embeddings; without it all users are scored anew."""
+    """Directory or URL that `friendrec index` made from the run's embeddings; without it all users are scored anew.
+    Of an approximate index (ivf, hnsw) or a server (milvus) the first 100 found are scored: no mean rank, no MRR."""
     embeddings: str | None = None
     """Instead of a run: Parquet of user_id, query, target (lists of floats), as known at the end of train."""
     recommendations: str | None = None
@@ -157,6 +158,7 @@ def _open_source(
 ) -> "tuple[Recommender | Vectors | Lists | None, dict[str, Any]]":
     """What is scored, and what the report says of it besides the run's manifest."""
     from friendrec.pipeline.evaluation.elsewhere import read_lists, read_vectors
+    from friendrec.pipeline.evaluation.ranking import ranked_until
 
     if options.embeddings is not None:
         vectors, counts = read_vectors(options.embeddings, data)
@@ -164,7 +166,11 @@ def _open_source(
     if options.recommendations is not None:
         lists, counts = read_lists(options.recommendations, data)
         return lists, {"source": "recommendations", **counts}
-    return (_open(options) if options.run is not None else None), {}
+    if options.run is None:
+        return None, {}
+    recommender = _open(options)
+    until = ranked_until(recommender)
+    return recommender, {} if until is None else {"ranked_until": until}
 
 
 def _open(options: EvaluateOptions) -> "Recommender":

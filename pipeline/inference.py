@@ -17,6 +17,7 @@ from friendrec.pipeline.config import RunConfig
 from friendrec.pipeline.evaluation.tasks import LEVEL, Exclusions
 from friendrec.pipeline.publish import fingerprint, open_published
 from friendrec.pipeline.retrieval.exact import ExactIndex
+from friendrec.pipeline.retrieval.kinds import Index, load_index
 from friendrec.pipeline.retrieval.protocol import Queries
 from friendrec.sharding.checkpoint import load_whole
 
@@ -32,7 +33,7 @@ class Recommender:
     config: RunConfig
     packer: Packer
     model: TwoTower
-    retriever: ExactIndex
+    retriever: Index
     exclusions: Exclusions
 
     def queries(self, actors: Rows, as_of: NDArray[np.int64]) -> Queries:
@@ -73,27 +74,28 @@ def open_recommender(run: str | Path, data: str | Path, index: str | Path | None
     load_whole(weights, model)
     model.eval()
     candidates = np.arange(prepared.num_train_users)
-    if index is None:
-        retriever = ExactIndex(encode_targets(model, packer, candidates), prepared.user_ids[candidates])
+    if index is not None:
+        retriever: Index = _open_index(index, prepared, model, packer)
     else:
-        retriever = _open_index(index, prepared, model, packer)
-    if not np.isfinite(retriever.vectors).all():
-        raise FriendrecError(
-            f"{index or run} gives vectors that are not finite, so nothing can be ranked: make it again"
-        )
+        vectors = encode_targets(model, packer, candidates)
+        if not np.isfinite(vectors).all():
+            raise FriendrecError(f"{run} gives vectors that are not finite, so nothing can be ranked: make it again")
+        retriever = ExactIndex(vectors, prepared.user_ids[candidates])
     return Recommender(prepared, config, packer, model, retriever, Exclusions.of(prepared))
 
 
-def _open_index(index: str | Path, data: PreparedData, model: TwoTower, packer: Packer) -> ExactIndex:
+def _open_index(index: str | Path, data: PreparedData, model: TwoTower, packer: Packer) -> Index:
     """An index whose positions are the rows of the data's train users, and whose vectors are the model's.
 
     Another run's index has the same users and often the same width: only the vectors tell, up to their precision.
     """
-    opened = ExactIndex.load(open_published(index, "index")[0])
+    opened = load_index(open_published(index, "index")[0])
     if not np.array_equal(opened.user_ids, data.user_ids[: data.num_train_users]):
         raise FriendrecError(f"{index} holds other users than the prepared data: build it from this data's embeddings")
     sample = np.linspace(0, len(opened) - 1, min(len(opened), 100)).astype(np.int64)
-    expected, found = encode_targets(model, packer, sample), opened.vectors[sample]
+    expected, found = encode_targets(model, packer, sample), opened.vectors_of(sample)
+    if not np.isfinite(found).all():
+        raise FriendrecError(f"{index} holds vectors that are not finite, so nothing can be ranked: make it again")
     if expected.shape != found.shape or np.abs(expected - found).max() > 0.02 * np.abs(expected).max():
         raise FriendrecError(f"{index} holds other vectors than the run gives: export this run and index that")
     return opened

@@ -1,5 +1,6 @@
 """A training job: what `train.fit` steps through, set up on every rank."""
 
+import atexit
 import dataclasses
 import gc
 import json
@@ -39,6 +40,9 @@ LOG_EVERY = 10  # steps between scalars
 # The reader forks its workers, and gloo's threads do not come along: collecting a process group that was garbage in the
 # parent would block or crash a worker. So a child leaves alone whatever existed before it.
 os.register_at_fork(after_in_child=gc.freeze)
+
+# Nor is the last collection worth its seconds: what the process ends for, other ranks must not wait to hear.
+atexit.register(gc.freeze)
 
 
 @dataclass(kw_only=True)

@@ -95,7 +95,7 @@ def chosen_users(file: str | None, data: "PreparedData") -> "NDArray[np.int64]":
     try:
         wanted = pq.read_table(file, columns=["user_id"])["user_id"].cast(known.type)
     except (OSError, pa.ArrowException) as error:
-        reason = str(error).splitlines()[0]
+        reason = "no such file" if isinstance(error, FileNotFoundError) else str(error).splitlines()[0]
         raise FriendrecError(f"--users {file}: {reason}; give a Parquet file with a column user_id") from None
     rows = pc.index_in(wanted, value_set=known)
     if rows.null_count:

@@ -72,6 +72,8 @@ def parse(argv: list[str]) -> TrainOptions:
 
 def main(options: TrainOptions) -> None:
     """Plan, train, publish."""
+    if "://" in options.out:
+        raise FriendrecError(f"--out {options.out}: checkpoints need a directory that every process can write to")
     data, _ = open_published(options.data, "data")
     if options.plan_only:
         from friendrec.pipeline.job import print_plan
@@ -96,10 +98,9 @@ def fit(job: "Job", progress: "Progress") -> "Progress":
     """Train to the last epoch, the time limit, early stopping or SIGTERM, whichever comes first."""
     training = job.config.training
     total = training.epochs * job.reader.steps
-    stop = _StopRequest()
     started = time.monotonic() - progress.seconds
     late = False
-    with job.progress_bar(total, progress.step) as bar:
+    with _StopRequest() as stop, job.progress_bar(total, progress.step) as bar:
         while not progress.done:
             for batch in job.batches(progress.epoch, progress.batch):
                 factor = job.optimizers.start_step(progress.step, total)
@@ -139,11 +140,16 @@ def _judge(job: "Job", progress: "Progress") -> None:
 
 
 class _StopRequest:
-    """SIGTERM, noted for the end of the step."""
+    """SIGTERM, noted for the end of the step. After an error it ends the process as it did before."""
 
-    def __init__(self) -> None:
+    def __enter__(self) -> "_StopRequest":
         self.requested = False
-        signal.signal(signal.SIGTERM, self._note)
+        self.before = signal.signal(signal.SIGTERM, self._note)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            signal.signal(signal.SIGTERM, self.before)
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
         self.requested = True
@@ -154,8 +160,6 @@ def _free(options: TrainOptions, data: Path) -> Path:
 
     Every rank looks before any writes, so that all of them end by the same line.
     """
-    if "://" in options.out:
-        raise FriendrecError(f"--out {options.out}: checkpoints need a directory that every process can write to")
     out = Path(options.out)
     if (out / "manifest.json").exists():
         kind, _, _ = KINDS[open_published(out)[1].kind]

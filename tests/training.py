@@ -32,12 +32,14 @@ ROLES = {"request": "history", "block": "exclude"}
 def publish_data(out: Path, users: int = 150, events: int = 1200, seed: int = 0, text: bool = False) -> Path:
     """Circles of ten who write each other, again and again; requests are history, blocks exclusions, ids have gaps.
 
-    Every user has a profile of zero to two of five courses.
+    Every user has a profile of zero to two of five courses; the last twelve users come after the train period.
     """
     rng = np.random.default_rng(seed)
     actor = (users * rng.random(events) ** 1.5).astype(np.int64)
     near = actor // 10 * 10 + rng.integers(0, 10, events)
     target = np.where(rng.random(events) < 0.8, np.minimum(near, users - 1), rng.integers(0, users, events))
+    early, late_users = np.arange(events) < 0.85 * events, 12
+    actor[early], target[early] = actor[early] % (users - late_users), target[early] % (users - late_users)
     action = rng.choice(["message", "request", "poke", "block"], events, p=[0.6, 0.2, 0.15, 0.05])
     time = 400 * DAY + np.sort(rng.integers(0, 100 * DAY, events))
     time[1::7] = time[::7][: len(time[1::7])]  # some events share a time

@@ -10,9 +10,10 @@ from friendrec.pipeline.evaluation.baselines import baseline_ranks
 from friendrec.pipeline.evaluation.elsewhere import Lists, Vectors, list_ranks
 from friendrec.pipeline.evaluation.fitted import FITTED_BASELINES, fitted_ranks
 from friendrec.pipeline.evaluation.results import MODEL, Evaluation
-from friendrec.pipeline.evaluation.scoring import Recommender, recommender_ranks
+from friendrec.pipeline.evaluation.scoring import SEARCH_DEPTH, Recommender, recommender_ranks
 from friendrec.pipeline.evaluation.slices import slicings
 from friendrec.pipeline.evaluation.tasks import STATES, Events, Exclusions
+from friendrec.pipeline.retrieval.protocol import Ranker
 
 Scored = Recommender | Vectors | Lists
 """What can be evaluated."""
@@ -32,7 +33,14 @@ def score(
         ranks[MODEL] = _ranks(data, events, exclusions, scored, progress)
     if baselines:
         ranks |= _baseline_ranks(data, events, exclusions, progress)
-    return Evaluation(events, ranks, slicings(data, events), scored.length if isinstance(scored, Lists) else None)
+    return Evaluation(events, ranks, slicings(data, events), ranked_until(scored))
+
+
+def ranked_until(scored: Scored | None) -> int | None:
+    """How far its ranks go; None where they go all the way."""
+    if isinstance(scored, Lists):
+        return scored.length
+    return None if scored is None or isinstance(scored.retriever, Ranker) else SEARCH_DEPTH
 
 
 def _ranks(

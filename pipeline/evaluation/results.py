@@ -26,7 +26,7 @@ class Evaluation:
     ranks: dict[str, dict[str, NDArray[np.float64]]]  # method -> state -> [LEVELS, E]
     slicings: Mapping[str, Slicing] = field(default_factory=dict)
     list_length: int | None = None
-    """How far MODEL's ranks go, where it is a list."""
+    """How far MODEL's ranks go, where it is a list, or what an approximate index finds."""
 
     @property
     def baselines(self) -> list[str]:

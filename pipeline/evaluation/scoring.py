@@ -8,16 +8,19 @@ from numpy.typing import NDArray
 
 from friendrec.datasets.prepared import PreparedData
 from friendrec.pipeline.evaluation.tasks import LEVELS, Events, Exclusions
-from friendrec.pipeline.retrieval.protocol import Queries, Ranker
+from friendrec.pipeline.retrieval.exclusion import rows_of
+from friendrec.pipeline.retrieval.protocol import Queries, Ranker, Retriever
 
 BLOCK_QUERIES = 1024
+SEARCH_DEPTH = 100
+"""Places that are asked of a retriever without a full ranking; a target beyond them has an infinite rank."""
 
 
 class Recommender(Protocol):
     """A trained model with the index of its candidates, which are the users of the train period."""
 
     @property
-    def retriever(self) -> Ranker: ...
+    def retriever(self) -> Retriever: ...
 
     def queries(self, actors: NDArray[np.int64], as_of: NDArray[np.int64]) -> Queries:
         """What each actor (dense row) would ask for given everything strictly before `as_of` (µs)."""
@@ -48,8 +51,25 @@ def recommender_ranks(
             at = chosen[levels[level][chosen]]
             hidden = exclusions.at(level, events.actor[at], events.timestamp[at])
             queries = block.take(query[at] - begin).excluding(*hidden)
-            ranks[level, at] = recommender.retriever.rank(queries, events.target[at])
+            ranks[level, at] = target_ranks(recommender.retriever, queries, events.target[at])
         advance(len(chosen))
+    return ranks
+
+
+def target_ranks(retriever: Retriever, queries: Queries, targets: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Rank of each target, `[Q]`: among all candidates if the retriever can tell, else its place among those it finds.
+
+    Found means in a search of SEARCH_DEPTH, exclusions inside and ties shared; infinite where it is not.
+    """
+    if isinstance(retriever, Ranker):
+        return retriever.rank(queries, targets)
+    others = queries.exclude_ids != targets[rows_of(queries.exclude_offsets)]
+    offsets = np.concatenate([[0], np.cumsum(others)])[queries.exclude_offsets]
+    ids, scores = retriever.search(queries.excluding(offsets, queries.exclude_ids[others]), SEARCH_DEPTH)
+    q, place = np.nonzero(ids == targets[:, None])
+    mine = scores[q, place][:, None]
+    ranks = np.full(len(queries), np.inf)
+    ranks[q] = (scores[q] > mine).sum(axis=1) + (1 + (scores[q] == mine).sum(axis=1)) / 2  # tied with itself as well
     return ranks
 
 

@@ -5,24 +5,23 @@ added in it and an exclusion only decides who is looked at, so that no score dep
 it is a FAISS `IndexFlatIP`, which any tool of that library opens.
 """
 
-import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 import numba
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from friendrec.errors import FriendrecError
 from friendrec.pipeline.retrieval.exclusion import rows_of
+from friendrec.pipeline.retrieval.files import UserIds, read_users, write_users
+from friendrec.pipeline.retrieval.parts import CORES
 from friendrec.pipeline.retrieval.protocol import Queries
 
-BLOCK_SCORES = 1 << 24
-"""Scores held at once (float32), bounding the memory of a search whatever the number of queries."""
+BLOCK_SCORES = 1 << 25
+"""Scores held at once (float32: 128 MiB), whatever the number of queries; with fewer, matrix products are slower."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class ExactIndex:
     """N candidates by their target vectors; `user_ids` are their raw ids in row order."""
 
     vectors: NDArray[np.float32]  # [N, D]
-    user_ids: NDArray[np.int64] | NDArray[np.object_]  # [N]
+    user_ids: UserIds  # [N]
 
     def __len__(self) -> int:
         return len(self.vectors)
@@ -39,10 +38,15 @@ class ExactIndex:
         """Best k allowed candidates of each query: see `Retriever`."""
         ids = np.full((len(queries), k), -1, np.int64)
         best = np.full((len(queries), k), -np.inf, np.float32)
-        for rows, scores in self._blocks(queries):
-            block = queries.take(rows)
-            scores[rows_of(block.exclude_offsets), block.exclude_ids] = -np.inf
-            _select(scores, ids[rows[0] : rows[-1] + 1], best[rows[0] : rows[-1] + 1])
+        with ThreadPoolExecutor(CORES) as pool:
+            for rows, scores in self._blocks(queries):
+                block = queries.take(rows)
+                scores[rows_of(block.exclude_offsets), block.exclude_ids] = -np.inf
+                of_block = slice(rows[0], rows[-1] + 1)
+                shares = [
+                    np.array_split(part, min(CORES, len(rows))) for part in (scores, ids[of_block], best[of_block])
+                ]
+                list((pool.map if len(shares[0]) > 1 else map)(_select, *shares))
         return ids, best
 
     def rank(self, queries: Queries, targets: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -69,6 +73,10 @@ class ExactIndex:
             higher[rows], tied[rows] = counts
         return higher, tied
 
+    def vectors_of(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        """The vectors of candidates, `[len(ids), D]`."""
+        return self.vectors[ids]
+
     def scores_of(self, queries: Queries, ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """Scores of the candidates `ids` `[Q, M]` to each query, excluded or not, `[Q, M]`."""
         found = np.empty(ids.shape, np.float32)
@@ -77,12 +85,13 @@ class ExactIndex:
         return found
 
     def _blocks(self, queries: Queries) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
-        """Consecutive queries with all their scores `[B, N]`."""
-        size = max(1, BLOCK_SCORES // max(1, len(self)))
-        for begin in range(0, len(queries), size):
+        """Consecutive queries with all their scores `[B, N]`, which the next block overwrites."""
+        size = min(len(queries), max(1, BLOCK_SCORES // max(1, len(self))))
+        space = np.empty((size, len(self)), np.float32)  # once: fresh pages cost more than what is written to them
+        for begin in range(0, len(queries), max(1, size)):
             rows = np.arange(begin, min(begin + size, len(queries)))
             block = queries.take(rows)
-            scores = block.vector @ self.vectors.T
+            scores = np.matmul(block.vector, self.vectors.T, out=space[: len(rows)])
             scores[rows_of(block.sparse_offsets), block.sparse_ids] += block.sparse_bonus
             yield rows, scores
 
@@ -92,21 +101,15 @@ class ExactIndex:
         index = faiss.IndexFlatIP(self.vectors.shape[1])
         index.add(np.ascontiguousarray(self.vectors))
         faiss.write_index(index, str(directory / "index.faiss"))
-        pq.write_table(pa.table({"user_id": self.user_ids}), directory / "users.parquet")
-        meta = {"kind": "exact", "metric": "inner_product", "candidates": len(self), "dimensions": index.d}
-        (directory / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
+        write_users(directory, "exact", self.user_ids, index.d)
 
     @classmethod
     def load(cls, directory: Path) -> Self:
         """Open what `save` wrote; the caller has checked the manifest."""
         import faiss
 
-        kind = json.loads((directory / "meta.json").read_text())["kind"]
-        if kind != "exact":
-            raise FriendrecError(f"{directory} is an index of kind {kind}: pass one made with --kind exact")
         index = faiss.read_index(str(directory / "index.faiss"))
-        users = pq.read_table(directory / "users.parquet")["user_id"].to_numpy()
-        return cls(index.reconstruct_n(0, index.ntotal), users)
+        return cls(index.reconstruct_n(0, index.ntotal), read_users(directory))
 
 
 @numba.njit(cache=True, nogil=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Protocol, Self
+from typing import Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,6 +84,7 @@ class Retriever(Protocol):
         ...
 
 
+@runtime_checkable
 class Ranker(Retriever, Protocol):
     """A retriever that scores every candidate, and so can tell the place of any of them."""
 

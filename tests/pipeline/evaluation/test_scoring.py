@@ -15,6 +15,7 @@ from friendrec.pipeline.evaluation.tasks import LEVELS, STATES, Exclusions, scor
 from friendrec.pipeline.retrieval.exact import ExactIndex
 from friendrec.pipeline.retrieval.protocol import Queries, take_rows
 from tests.pipeline.evaluation import null
+from tests.pipeline.retrieval.contract import make_queries
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,36 @@ def test_a_model_that_knows_what_a_baseline_knows_scores_the_same() -> None:
         np.testing.assert_array_equal(
             recommender_ranks(data, events, exclusions, RecentAnswers(data, []), state), expected
         )
+
+
+@dataclass(frozen=True)
+class SearchOnly:
+    """An index that can be searched, and cannot rank."""
+
+    index: ExactIndex
+
+    def search(self, queries: Queries, k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        return self.index.search(queries, k)
+
+
+@pytest.mark.parametrize("depth", [5, 20, 100])
+def test_without_a_full_ranking_a_rank_is_the_place_among_those_found(
+    depth: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole ranks where ties share places within the depth; targets excluded by their own query count as allowed."""
+    monkeypatch.setattr(scoring, "SEARCH_DEPTH", depth)
+    rng = np.random.default_rng(depth)
+    vectors = rng.integers(-9, 10, (60, 3)).astype(np.float32)
+    excluded = [np.sort(rng.permutation(60)[:20]).tolist() for _ in range(50)]
+    queries = make_queries(rng.standard_normal((50, 3)).astype(np.float32), excluded=excluded)
+    index, targets = ExactIndex(vectors, np.arange(60)), rng.integers(0, 60, 50)
+    assert any(target in mine for target, mine in zip(targets, excluded, strict=True))
+    full = index.rank(queries, targets)
+    ranks = scoring.target_ranks(SearchOnly(index), queries, targets)
+    assert np.array_equal(scoring.target_ranks(index, queries, targets), full)
+    inside = full <= depth - 0.5  # a tie that the depth cuts in two is left out of the question
+    assert inside.any() and np.array_equal(ranks[inside], full[inside])
+    assert np.isinf(ranks[full > depth + 0.5]).all()
 
 
 def test_take_rows_gathers_jagged_rows() -> None:
