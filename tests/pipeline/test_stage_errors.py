@@ -27,7 +27,7 @@ from tests.training import SMALL, export_run, index_embeddings, losses, publish_
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`data`, `run`, `embeddings` and `index` of one chain; `other`, data of other users; `begun`, an unfinished run."""
+    """`data`, `run`, `embeddings` and `index` of one chain; `other`, of other users; `begun`, unfinished."""
     folder = tmp_path_factory.mktemp("mistakes")
     data = publish_data(folder / "data")
     publish_data(folder / "other", users=130, seed=1)
