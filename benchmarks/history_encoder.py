@@ -52,7 +52,7 @@ def step(running: job.Job, batches: list[Batch]) -> Callable[[], None]:
         for batch in batches:
             running.optimizers.start_step(0, 1)
             loss = running.model(batch)
-            running.agree(loss, False, False)
+            running.agree(loss, False, False)()
             loss.backward()
             running.optimizers.finish_step()
 

@@ -34,7 +34,7 @@ def train(data: Path, out: Path, steps: int) -> None:
                 break
             running.optimizers.start_step(0, steps)
             loss = running.model(batch)
-            running.agree(loss, False, False)
+            running.agree(loss, False, False)()
             loss.backward()
             running.optimizers.finish_step()
         seconds = {"first": waits[0], "waited": sum(waits[1:]), "total": time.perf_counter() - begun}

@@ -52,6 +52,8 @@ class Context(_Movable):
     ids: KeyedJaggedTensor
     event_user: Tensor  # [E] partner of each event
     event_kind: Tensor  # [E] 2 · action + direction
+    event_sequence: Tensor  # [E] number of the packed sequence, ascending
+    event_time: Tensor  # [E] µs
     event_gap: Tensor  # [E] float32: 0.1 · log1p(seconds since the sequence's previous event)
     event_position: Tensor  # [E] place in the block layout
     num_blocks: int

@@ -3,10 +3,13 @@
 The negatives of an example are a function of (seed, epoch, example) alone. Every candidate, from whichever source,
 is corrected by how often all sources together are expected to draw it,
 
-    count(v) = K_u / seen(t) + K_r · share(v, recent window before t) + M · share(v, targets of the global batch),
+    count(v) = K_u / seen(t) + K_r · share(v, recent window before t) + K_p · share(v, all events before t)
+             + M · share(v, targets of the global batch),
 
-so that Σ exp(s(v)) / count(v) over the drawn candidates is an unbiased estimate of Σ_v exp(s(v)). The last share is
-the batch's own, not the log's: a batch holds its examples' neighbours, so their targets are drawn far more often.
+the shares being of events received, so that Σ exp(s(v)) / count(v) over the drawn candidates is an unbiased estimate
+of Σ_v exp(s(v)) over everybody who can be drawn: with uniform negatives all users seen before t, with popularity alone
+those who have received an event, with in-batch ones alone the targets of the batch. The last share is the batch's own,
+not the log's: a batch holds its examples' neighbours, so their targets are drawn far more often.
 """
 
 import numba
@@ -48,13 +51,14 @@ def received_between(user, since, until, offsets, timestamp, received):  # type:
 
 @numba.njit(cache=True, nogil=True)
 def log_counts(  # type: ignore[no-untyped-def]
-    candidates, actor, target, contact_offsets, contact_partner, since, until, recent_events, seen,
-    uniform, recent, shared, shared_users, shared_shares, offsets, timestamp, received,
+    candidates, actor, target, contact_offsets, contact_partner, since, until, recent_events, past_events, seen,
+    uniform, recent, popularity, shared, shared_users, shared_shares, offsets, timestamp, received,
 ):  # fmt: skip
     """Log of count(v) for candidates `[B, C]`; +inf for what is no negative of the example.
 
     Those are the actor, the target, a contact named by the query (it stands in the denominator already), and a user
-    not seen before t. `shared_users` are the distinct targets of the global batch, ascending.
+    not seen before t. `recent_events` and `past_events` are how many events the window and the whole past hold;
+    `shared_users` are the distinct targets of the global batch, ascending.
     """
     logs = np.empty(candidates.shape, np.float32)
     for i in range(candidates.shape[0]):
@@ -73,5 +77,8 @@ def log_counts(  # type: ignore[no-untyped-def]
             if recent > 0 and recent_events[i] > 0:
                 drawn = received_between(v, since[i], until[i], offsets, timestamp, received)
                 count += recent * drawn / recent_events[i]
+            if popularity > 0 and past_events[i] > 0:
+                drawn = received_between(v, timestamp[offsets[v]], until[i], offsets, timestamp, received)
+                count += popularity * drawn / past_events[i]
             logs[i, c] = np.log(count)
     return logs

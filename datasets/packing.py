@@ -84,6 +84,8 @@ class Packer:
             ids=self.ids(distinct),
             event_user=_tensor(partner),
             event_kind=_tensor(2 * self.data.action[entry].astype(np.int64) + self.data.direction[entry]),
+            event_sequence=_tensor(np.repeat(np.arange(len(lengths)), lengths)),
+            event_time=_tensor(self.data.timestamp[entry]),
             event_gap=_tensor(self._gaps(entry, np.repeat(self.data.offsets[queries.users[first]], lengths))),
             event_position=_tensor(ranges(block_start, lengths)),
             num_blocks=int(blocks.sum()),

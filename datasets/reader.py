@@ -1,8 +1,9 @@
 """Batches of examples: the same global batch at any world size, of which each rank reads its slice.
 
-An example is an out event of the train period whose action has the role target. Two orders: `user` keeps the examples
-of a chunk of a user's sequence together (a causal encoder trains them in one pass), `time` takes contiguous runs of
-the log. The composition of a batch is a function of (seed, epoch, step); the reader's state is (epoch, step).
+An example is an out event of the train period whose action has the role target, or, with `temporal` off, each user's
+last one. Two orders: `user` keeps the examples of a chunk of a user's sequence together (a causal encoder trains them
+in one pass), `time` takes contiguous runs of the log. The composition of a batch is a function of (seed, epoch, step);
+the reader's state is (epoch, step).
 """
 
 from collections import deque
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from friendrec.datasets import negatives
@@ -23,7 +25,7 @@ from friendrec.datasets.packing import Packer, Queries, Rows, ranges
 from friendrec.datasets.prepared import PreparedData
 from friendrec.errors import FriendrecError
 
-UNIFORM, RECENT, SHARED, CONDITION, ACTOR = range(5)  # streams of random numbers
+UNIFORM, RECENT, SHARED, CONDITION, ACTOR, POPULARITY = range(6)  # streams of random numbers
 
 
 class Reader(Dataset[Batch]):
@@ -53,6 +55,9 @@ class Reader(Dataset[Batch]):
             raise FriendrecError("no event of the train period has the role target; prepare with other --roles")
         self.entry = np.asarray(entries[self.event])  # of each example, in total order
         self.user = np.searchsorted(data.offsets, self.entry, side="right") - 1
+        if not config.temporal:
+            last = np.sort(len(self.user) - 1 - np.unique(self.user[::-1], return_index=True)[1])
+            self.event, self.entry, self.user = self.event[last], self.entry[last], self.user[last]
         self.chunk = self.user * (1 << 32) + (self.entry - data.offsets[self.user]) // data.chunk_length
         self.event_time = np.asarray(data.timestamp[data.event_entry])
         # Rows are numbered by first appearance, so that the users seen before t are the rows below a bound.
@@ -88,7 +93,7 @@ class Reader(Dataset[Batch]):
 
     def _batch(self, key: tuple[int, int], chosen: Rows, part: Rows) -> Batch:
         """The batch of the examples `part`, in order of entries, out of those `chosen` for the global batch."""
-        config, data = self.config, self.data
+        config, data, counts = self.config, self.data, self.config.negative_counts
         queries = self._queries(key[0], part)
         actor, target = self.user[part], data.partner[self.entry[part]].astype(np.int64)
         seen = np.searchsorted(self.first_seen, queries.times)
@@ -96,22 +101,24 @@ class Reader(Dataset[Batch]):
         window = max(1, round(config.recent_window * data.num_train_events))
         since = self.event_time[np.maximum(before - window, 0)]
         oldest = np.searchsorted(self.event_time, since)
-        uniform = self._draw(key[0], UNIFORM, part, config.uniform_negatives) % np.maximum(seen, 1)[:, None]
-        recent = self._draw(key[0], RECENT, part, config.recent_negatives) % np.maximum(before - oldest, 1)[:, None]
-        recent = data.partner[data.event_entry[oldest[:, None] + recent]].astype(np.int64)
-        negative = np.concatenate([uniform, recent], axis=1)
-        drawn = self._draw(key[0], SHARED, np.array([key[1]]), config.shared_negatives)[0] % len(chosen)
+        uniform = self._draw(key[0], UNIFORM, part, counts.uniform) % np.maximum(seen, 1)[:, None]
+        recent = self._draw(key[0], RECENT, part, counts.recent) % np.maximum(before - oldest, 1)[:, None]
+        past = self._draw(key[0], POPULARITY, part, counts.popularity) % np.maximum(before, 1)[:, None]
+        received = self._target_of(np.concatenate([oldest[:, None] + recent, past], axis=1))
+        negative = np.concatenate([uniform, received], axis=1)
+        drawn = self._draw(key[0], SHARED, np.array([key[1]]), counts.shared)[0] % len(chosen)
         shared = data.partner[self.entry[chosen[drawn]]].astype(np.int64)
         targets, times = np.unique(data.partner[self.entry[chosen]], return_counts=True)
         shares = times / len(chosen)
         contacts = self.packer.state.contacts(queries.users, queries.times, self.packer.config.contacts)
 
-        def log_counts(candidates: Rows) -> NDArray[np.float32]:
-            return negatives.log_counts(
+        def log_counts(candidates: Rows) -> Tensor:
+            logs = negatives.log_counts(
                 candidates, actor, target, contacts.offsets, contacts.partner, since, queries.times, before - oldest,
-                seen, config.uniform_negatives, config.recent_negatives, config.shared_negatives, targets, shares,
+                before, seen, counts.uniform, counts.recent, counts.popularity, counts.shared, targets, shares,
                 data.offsets, data.timestamp, self.packer.state.received,
             )  # fmt: skip
+            return torch.from_numpy(logs if config.logq else np.where(np.isinf(logs), logs, np.float32(0)))
 
         context, slots = self.packer.pack(queries, contacts, [target, negative, shared])
         return Batch(
@@ -121,8 +128,8 @@ class Reader(Dataset[Batch]):
             shared=slots[2],
             weight=torch.from_numpy(self.weight[part].astype(np.float32)),
             example=torch.from_numpy(self.event[part]),
-            negative_log_count=torch.from_numpy(log_counts(negative)),
-            shared_log_count=torch.from_numpy(log_counts(np.broadcast_to(shared, (len(part), len(shared))))),
+            negative_log_count=log_counts(negative),
+            shared_log_count=log_counts(np.broadcast_to(shared, (len(part), len(shared)))),
             scale=float(self.world_size / max(self.weight[chosen].sum(), 1e-9)),
         )
 
@@ -137,6 +144,11 @@ class Reader(Dataset[Batch]):
             conditions=np.where(hide_action, 0, 1 + self.data.action[entry].astype(np.int64)),
             actors=np.where(hide_actor, self.packer.unknown, user),
         )
+
+    def _target_of(self, event: Rows) -> Rows:
+        """Who received each event of the total order."""
+        received: Rows = self.data.partner[self.data.event_entry[event]].astype(np.int64)
+        return received
 
     def _draw(self, epoch: int, stream: int, counter: Rows, num: int) -> Rows:
         return negatives.draws(self.seed, epoch, stream, counter, num)

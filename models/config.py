@@ -1,6 +1,7 @@
 """Shape of the models; free of torch, so that the command line stays quick."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from friendrec.errors import FriendrecError
 
@@ -11,8 +12,22 @@ class TwoTowerConfig:
 
     dim: int = 64
     """Dimensions of every table and of the dot product; a multiple of 4 and of num_heads."""
+    history_encoder: Literal["pooled_attention", "transformer", "none"] = "pooled_attention"
+    """`pooled_attention`: learned queries over the history; `transformer`: events that attend to earlier events;
+    `none`: the history is not read."""
     num_heads: int = 4
-    """Learned queries that pool the history."""
+    """Attention heads of the history encoder; for pooled attention the number of learned queries."""
+    num_layers: int = 1
+    """Layers of the transformer before its read-out; each and the read-out look back context_length / (num_layers + 1)
+    events."""
+    interaction: Literal["mlp", "moe", "none"] = "mlp"
+    """Network that makes the query vector: one MLP, or a mixture of experts; `none`: both towers are linear."""
+    num_experts: int = 4
+    """MLPs in the mixture of experts, each of width `hidden`."""
+    gate_top_k: int = 0
+    """Experts that an example's gate keeps; 0 keeps all (dense softmax gate). Fewer needs the load-balancing loss."""
+    balance_loss: float = 0.01
+    """Weight of the load-balancing loss of a top-k gate. Raise it when the logged entropy of the experts falls."""
     hidden: int = 128
     """Width of the hidden layers."""
     copy_term: bool = True
@@ -25,5 +40,12 @@ class TwoTowerConfig:
             raise FriendrecError(
                 f"dim {self.dim} must be a multiple of 4 and of num_heads {self.num_heads}; all widths at least 1"
             )
-        if self.dense_loss < 0:
-            raise FriendrecError(f"dense_loss {self.dense_loss} must not be negative")
+        if min(self.num_layers, self.num_experts) < 1:
+            raise FriendrecError("num_layers and num_experts must be at least 1")
+        if not 0 <= self.gate_top_k <= self.num_experts:
+            raise FriendrecError(f"gate_top_k {self.gate_top_k} must be between 0 and num_experts {self.num_experts}")
+        if self.gate_top_k and self.interaction != "moe":
+            raise FriendrecError(f"gate_top_k {self.gate_top_k} must come with --interaction moe: an mlp has no gate")
+        for name in ("dense_loss", "balance_loss"):
+            if not getattr(self, name) >= 0:
+                raise FriendrecError(f"{name} {getattr(self, name)} must not be negative")

@@ -13,6 +13,14 @@ CONTENT = 8.0  # bound of a logit's content part; with FORGETTING it keeps exp()
 FORGETTING = 40.0  # bound of what a block of L events can forget in all
 
 
+class NoHistory(nn.Module):
+    """What happened before is not read: zeros."""
+
+    def forward(self, context: Context, slots: Slots) -> Tensor:
+        """Zeros `[B, D]`."""
+        return slots.user.new_zeros(len(context.actor), slots.user.shape[1])
+
+
 class EventEncoder(nn.Module):
     """An event as a vector: its partner, its kind (action and direction), the time since the event before."""
 

@@ -9,29 +9,45 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from friendrec.models.interaction import CLOCK, latent_cross, mlp
+from friendrec.models.config import TwoTowerConfig
+from friendrec.models.interaction import CLOCK, MixtureOfExperts, latent_cross, mlp
 
 
 class QueryTower(nn.Module):
     """Actor, history and condition to a query vector `[B, D + 1]`, its last component 1."""
 
-    def __init__(self, dim: int, hidden: int) -> None:
+    def __init__(self, config: TwoTowerConfig) -> None:
         super().__init__()
-        self.interaction = mlp(5 * dim + CLOCK, hidden, dim)
-        self.skip = nn.Linear(2 * dim, dim, bias=False)
+        self.interaction = _interaction(config)
+        self.skip = nn.Linear(2 * config.dim, config.dim, bias=False)
 
-    def forward(self, actor_BD: Tensor, history_BD: Tensor, condition_BD: Tensor, clock: Tensor) -> Tensor:
-        crossed = self.interaction(latent_cross(actor_BD, history_BD, condition_BD, clock))
-        query_BD = crossed + self.skip(torch.cat([actor_BD, history_BD], dim=1))
-        return pad(query_BD, (0, 1), value=1.0)
+    def forward(
+        self, actor_BD: Tensor, history_BD: Tensor, condition_BD: Tensor, clock: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """The query vectors and, of a mixture of experts, the gate's logits `[B, experts]`."""
+        query_BD = self.skip(torch.cat([actor_BD, history_BD], dim=1))
+        gate_BX = None
+        if self.interaction is not None:
+            crossed = self.interaction(latent_cross(actor_BD, history_BD, condition_BD, clock))
+            mixed_BD, gate_BX = crossed if isinstance(crossed, tuple) else (crossed, None)
+            query_BD = mixed_BD + query_BD
+        return pad(query_BD, (0, 1), value=1.0), gate_BX
+
+
+def _interaction(config: TwoTowerConfig) -> nn.Module | None:
+    shape = 5 * config.dim + CLOCK, config.hidden, config.dim
+    if config.interaction == "moe":
+        return MixtureOfExperts(*shape, config.num_experts, config.gate_top_k)
+    return mlp(*shape) if config.interaction == "mlp" else None
 
 
 class TargetTower(nn.Module):
     """User vectors `[S, D]` to target vectors `[S, D + 1]`, their last component the candidate's bias."""
 
-    def __init__(self, dim: int, hidden: int) -> None:
+    def __init__(self, config: TwoTowerConfig) -> None:
         super().__init__()
-        self.residual = mlp(dim, hidden, dim + 1)
+        shape = config.dim, config.dim + 1
+        self.residual = nn.Linear(*shape) if config.interaction == "none" else mlp(shape[0], config.hidden, shape[1])
 
     def forward(self, user_SD: Tensor) -> Tensor:
         target: Tensor = pad(user_SD, (0, 1)) + self.residual(user_SD)

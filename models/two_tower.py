@@ -9,17 +9,20 @@ from friendrec.datasets.batch import Batch, Context
 from friendrec.datasets.state import PAIR_FEATURES
 from friendrec.models.config import TwoTowerConfig
 from friendrec.models.features import Lookup, Slots
-from friendrec.models.history import PooledAttention
+from friendrec.models.history import NoHistory, PooledAttention
+from friendrec.models.interaction import balance_loss, utilisation, utilisation_scalars
 from friendrec.models.losses import Candidates, sampled_softmax
 from friendrec.models.towers import CopyTerm, QueryTower, TargetTower
+from friendrec.models.transformer import TransformerHistory
 
 
 @dataclass
 class Encoded:
-    """B encoded queries: vectors `[B, D + 1]` and the bonus of the T contacts they name `[T]`."""
+    """B encoded queries, the T contacts they name, and X experts, if any."""
 
-    vector: Tensor
-    bonus: Tensor
+    vector: Tensor  # [B, D + 1]
+    bonus: Tensor  # [T]
+    gate: Tensor | None  # [B, X] logits
 
 
 class TwoTower(nn.Module):
@@ -28,35 +31,49 @@ class TwoTower(nn.Module):
     def __init__(self, config: TwoTowerConfig, tables: nn.Module, context_length: int) -> None:
         super().__init__()
         self.lookup = Lookup(tables)
-        self.history = PooledAttention(config.dim, config.num_heads, context_length)
-        self.query_tower = QueryTower(config.dim, config.hidden)
-        self.target_tower = TargetTower(config.dim, config.hidden)
+        self.history = history_encoder(config, context_length)
+        self.query_tower = QueryTower(config)
+        self.target_tower = TargetTower(config)
         self.copy_term = CopyTerm(len(PAIR_FEATURES), config.hidden // 2) if config.copy_term else None
-        self.dense_loss = config.dense_loss
+        self.config = config
+        self.expert_share: Tensor | None = None
+        """Of each expert, in the latest slice: `models/interaction.py`, `utilisation`."""
 
     def forward(self, batch: Batch) -> Tensor:
         """Loss of the slice, scaled so that its mean over ranks is the weighted mean over the global batch."""
         slots = self.lookup(batch.context.ids)
         queries = self.encode_queries(batch.context, slots)
-        candidates = _candidates(batch, queries.bonus)
+        candidates = _candidates(batch, queries.bonus.float())
         targets = self.target_tower(slots.user[: batch.context.num_candidates])
-        loss_B = sampled_softmax(queries.vector, targets, candidates, self.dense_loss)
-        return (loss_B * batch.weight).sum() * batch.scale
+        with torch.autocast(targets.device.type, enabled=False):  # scores in float32 whatever the towers computed in
+            loss_B = sampled_softmax(queries.vector.float(), targets.float(), candidates, self.config.dense_loss)
+        loss = (loss_B * batch.weight).sum() * batch.scale
+        return loss if queries.gate is None else loss + self._balance(queries.gate, batch)
+
+    def scalars(self) -> dict[str, dict[str, float]]:
+        """What the log tells of the latest slice beside its loss: the use of the experts, where there are any."""
+        return {} if self.expert_share is None else {"experts": utilisation_scalars(self.expert_share)}
 
     def encode_queries(self, context: Context, slots: Slots) -> Encoded:
         """Query vectors and, of the contacts that each query names, the bonus."""
         actor_BD = slots.user.index_select(0, context.actor)
         condition_BD = slots.condition.index_select(0, context.condition)
         history_BD = self.history(context, slots)
-        return Encoded(
-            vector=self.query_tower(actor_BD, history_BD, condition_BD, context.clock),
-            bonus=self._bonus(context),
-        )
+        vector, gate = self.query_tower(actor_BD, history_BD, condition_BD, context.clock)
+        return Encoded(vector, self._bonus(context), gate)
 
     def encode_targets(self, slots: Slots) -> Tensor:
         """Target vectors of every slot `[S, D + 1]`."""
         targets: Tensor = self.target_tower(slots.user)
         return targets
+
+    def _balance(self, gate_BX: Tensor, batch: Batch) -> Tensor:
+        """The weighted load-balancing loss of the slice, scaled as the loss is; 0 for a dense gate."""
+        top_k = self.config.gate_top_k
+        self.expert_share = utilisation(gate_BX, top_k)
+        if not top_k:
+            return gate_BX.new_zeros(())
+        return self.config.balance_loss * balance_loss(gate_BX, top_k, batch.weight, batch.scale)
 
     def _bonus(self, context: Context) -> Tensor:
         if self.copy_term is None:
@@ -64,6 +81,15 @@ class TwoTower(nn.Module):
         clock_T = context.clock.repeat_interleave(context.contact_offsets.diff(), dim=0)
         bonus: Tensor = self.copy_term(context.contact_features, clock_T)
         return bonus
+
+
+def history_encoder(config: TwoTowerConfig, context_length: int) -> nn.Module:
+    """What makes a vector of each query's history."""
+    if config.history_encoder == "none":
+        return NoHistory()
+    if config.history_encoder == "transformer":
+        return TransformerHistory(config.dim, config.num_heads, context_length, config.num_layers)
+    return PooledAttention(config.dim, config.num_heads, context_length)
 
 
 def _candidates(batch: Batch, bonus_T: Tensor) -> Candidates:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,7 +14,7 @@ from friendrec.errors import FriendrecError
 from friendrec.models.config import TwoTowerConfig
 from friendrec.pipeline.arguments import did_you_mean
 from friendrec.pipeline.publish import fingerprint
-from friendrec.sharding.config import OptimizerConfig
+from friendrec.sharding.config import OptimizerConfig, ShardingConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +35,9 @@ class TrainingConfig:
     """Steps between checkpoints inside an epoch; one is always written after it."""
     seed: int = 0
     """Seed of initial weights, order, negatives and dropout."""
+    precision: Literal["float32", "bf16"] = "float32"
+    """bf16 computes matrix products of training in bfloat16, for GPUs; weights and loss stay float32. On a CPU it is
+    slower."""
 
     def __post_init__(self) -> None:
         if min(self.epochs, self.validation_events, self.checkpoint_steps) < 1:
@@ -53,18 +56,31 @@ class RunConfig:
     model: TwoTowerConfig = field(default_factory=TwoTowerConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    sharding: ShardingConfig = field(default_factory=ShardingConfig)
+
+    def __post_init__(self) -> None:
+        if self.model.history_encoder == "transformer" and self.model.num_layers >= self.context.context_length:
+            raise FriendrecError(
+                f"num_layers {self.model.num_layers} is not below context_length {self.context.context_length}: "
+                "each layer and the read-out look back at least one event"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
-    def identity(self, data: Path) -> dict[str, Any]:
-        """What makes a run on prepared data the same run as another: its `config.json`."""
-        return json.loads(json.dumps({"config": self.to_dict(), "data": fingerprint(data)}))
+    def settings(self) -> dict[str, Any]:
+        """What makes a run the one it is; where its tables lie is free to change, like the number of processes."""
+        return {name: value for name, value in self.to_dict().items() if name != "sharding"}
+
+    def identity(self, inputs: Mapping[str, str | Path]) -> dict[str, Any]:
+        """What makes a run from its inputs the same run as another: its `config.json`."""
+        fingerprints = {name: fingerprint(path) for name, path in inputs.items()}
+        return json.loads(json.dumps({"config": self.settings(), **fingerprints}))
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "RunConfig":
-        """The inverse of `to_dict`."""
-        parts = {f.name: f.type for f in dataclasses.fields(cls) if f.name != "preset"}
+        """The inverse of `to_dict`, and of `settings` up to the sharding, which is then the default."""
+        parts = {f.name: f.type for f in dataclasses.fields(cls) if f.name in values and f.name != "preset"}
         return cls(preset=values["preset"], **{name: part(**values[name]) for name, part in parts.items()})  # type: ignore[operator,misc]
 
     @classmethod
@@ -73,12 +89,26 @@ class RunConfig:
         return cls.from_dict(json.loads((run / "config.json").read_text())["config"])
 
 
+def run_inputs(data: str | Path, init_from: str | None) -> dict[str, str | Path]:
+    """What a run is made from, by name."""
+    return {"data": data} | ({"init_from": init_from} if init_from else {})
+
+
 def two_tower_mlp() -> RunConfig:
     """Pooled multi-head attention over the history and an MLP: the first step of the climb."""
     return RunConfig(preset="two_tower_mlp")
 
 
-PRESETS: dict[str, Callable[[], RunConfig]] = {"two_tower_mlp": two_tower_mlp}
+def two_tower_moe() -> RunConfig:
+    """A transformer over the history and four experts: three times the dense parameters, the same tables."""
+    return RunConfig(
+        preset="two_tower_moe",
+        model=TwoTowerConfig(history_encoder="transformer", interaction="moe"),
+        optimizer=OptimizerConfig(dense_learning_rate=1e-3),  # at 3e-3 it finds fewer new friends, on two logs of two
+    )
+
+
+PRESETS: dict[str, Callable[[], RunConfig]] = {"two_tower_mlp": two_tower_mlp, "two_tower_moe": two_tower_moe}
 
 
 def preset(name: str) -> RunConfig:

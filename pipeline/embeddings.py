@@ -14,7 +14,12 @@ Dtype = Literal["float32", "float16", "int8"]
 def write_part(
     path: Path, user_ids: np.ndarray, query: NDArray[np.float32], target: NDArray[np.float32], dtype: Dtype
 ) -> None:
-    """One rank's rows. An int8 vector is round(v / scale) with scale = max |v| / 127, a float32 column of its own."""
+    """One rank's rows."""
+    pq.write_table(to_table(user_ids, query, target, dtype), path)
+
+
+def to_table(user_ids: np.ndarray, query: NDArray[np.float32], target: NDArray[np.float32], dtype: Dtype) -> pa.Table:
+    """Vectors `[N, D]` of users. int8 is round(v / scale) with scale = max |v| / 127, a float32 column of its own."""
     columns: dict[str, pa.Array] = {"user_id": pa.array(user_ids)}
     for name, vectors in (("query", query), ("target", target)):
         if dtype == "int8":
@@ -23,7 +28,7 @@ def write_part(
             vectors = np.rint(vectors / scale[:, None])
         flat = pa.array(vectors.astype(dtype).ravel())
         columns[name] = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
-    pq.write_table(pa.table(columns), path)
+    return pa.table(columns)
 
 
 def read_embeddings(directory: Path, which: Literal["query", "target"]) -> tuple[np.ndarray, NDArray[np.float32]]:
@@ -33,7 +38,7 @@ def read_embeddings(directory: Path, which: Literal["query", "target"]) -> tuple
     return table["user_id"].to_numpy(), vectors_of(table, which)
 
 
-def vectors_of(table: pa.Table, which: Literal["query", "target"]) -> NDArray[np.float32]:
+def vectors_of(table: pa.Table, which: str) -> NDArray[np.float32]:
     """One column of vectors as float32 `[N, D]`."""
     column = table[which].combine_chunks()
     vectors = column.flatten().to_numpy(zero_copy_only=False).astype(np.float32).reshape(len(column), -1)

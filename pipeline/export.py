@@ -48,7 +48,7 @@ def main(options: ExportOptions) -> None:
     from friendrec.pipeline.embeddings import write_part
     from friendrec.pipeline.inference import encode_queries, encode_targets, num_blocks, open_run
     from friendrec.sharding import checkpoint
-    from friendrec.sharding.parallel import local_rows, process_group, shard
+    from friendrec.sharding.parallel import process_group, shard
     from friendrec.sharding.plan import make_plan
 
     config, data, weights = open_run(options.run, options.data)
@@ -60,9 +60,9 @@ def main(options: ExportOptions) -> None:
         sharded = shard(model, plan, device, config.training.seed)
         checkpoint.load(weights, sharded)
         sharded.eval()
-        first, rows = local_rows(sharded, "user")
-        own = np.arange(first, min(first + len(rows), data.num_train_users))
-        blocks = num_blocks(-(-packer.tables.rows["user"] // dist.get_world_size()))
+        share = -(-packer.tables.rows["user"] // dist.get_world_size())  # row-wise, however the run was trained
+        own = np.arange(dist.get_rank() * share, min((dist.get_rank() + 1) * share, data.num_train_users))
+        blocks = num_blocks(share)
         extra = {"as_of": as_of, "dimensions": config.model.dim + 1, "dtype": options.dtype}
         with publish_together(options.out, kind="embeddings", options=options, inputs=inputs, extra=extra) as attempt:
             targets = encode_targets(sharded.module, packer, own, blocks)

@@ -131,21 +131,27 @@ def _encode_block(model: TwoTower, packer: Packer, users: Rows, times: NDArray[n
     contacts = packer.state.contacts(users, times, packer.config.contacts)
     queries = PackedQueries(users, times, groups=users, conditions=np.zeros_like(users), actors=users)
     context, _ = packer.pack(queries, contacts)
+    context = context.to(_device(model))
     encoded = model.encode_queries(context, model.lookup(context.ids))
     named = (contacts.partner < packer.data.num_train_users) & (model.copy_term is not None)
     query = np.repeat(np.arange(len(users)), np.diff(contacts.offsets))
     counts = np.bincount(query[named], minlength=len(users))
-    return encoded.vector.numpy(), contacts.partner[named], encoded.bonus.numpy()[named], counts
+    return encoded.vector.cpu().numpy(), contacts.partner[named], encoded.bonus.cpu().numpy()[named], counts
 
 
 @torch.no_grad()
 def encode_targets(model: TwoTower, packer: Packer, users: Rows, blocks: int = 0) -> NDArray[np.float32]:
     """Target vectors of dense user rows, float32 `[len(users), D + 1]`; `blocks` as for `encode_queries`."""
     vectors = [
-        model.encode_targets(model.lookup(packer.ids(block))).numpy()[: len(block)]
+        model.encode_targets(model.lookup(packer.ids(block).to(_device(model)))).cpu().numpy()[: len(block)]
         for block in np.array_split(users, blocks or num_blocks(len(users)))
     ]
     return np.concatenate(vectors)
+
+
+def _device(model: TwoTower) -> torch.device:
+    """Where the towers are, and the tables with them."""
+    return next(model.target_tower.parameters()).device
 
 
 def num_blocks(rows: int) -> int:

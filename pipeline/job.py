@@ -6,6 +6,7 @@ import gc
 import json
 import math
 import os
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,12 +28,14 @@ from friendrec.datasets.packing import Tables
 from friendrec.datasets.prepared import load_prepared
 from friendrec.datasets.reader import Reader
 from friendrec.errors import FriendrecError
+from friendrec.pipeline import forward
 from friendrec.pipeline.build import build_model
-from friendrec.pipeline.config import RunConfig
+from friendrec.pipeline.config import RunConfig, run_inputs
+from friendrec.pipeline.initial import open_given, start_from
 from friendrec.pipeline.validation import Validation
 from friendrec.sharding import checkpoint
 from friendrec.sharding.optimizers import Optimizers
-from friendrec.sharding.parallel import process_group, shard
+from friendrec.sharding.parallel import process_group, shard, sharded_tables
 from friendrec.sharding.plan import make_plan, plan_table, shards
 
 LOG_EVERY = 10  # steps between scalars
@@ -54,6 +57,8 @@ class Progress:
     """Batches read in this epoch."""
     step: int = 0
     seconds: float = 0.0
+    validation_seconds: float = 0.0
+    """Those of them that validating took."""
     best_recall: float = -1.0
     best_step: int = 0
     stale: int = 0
@@ -76,27 +81,56 @@ class Job:
     parameters: int
     rank: int
     world_size: int
+    device: torch.device
     writer: SummaryWriter | None = None
     """Rank 0's, from `restore` on."""
 
     def batches(self, epoch: int, batch: int) -> Iterator[Batch]:
         """This rank's batches from there on, each with as many bags as the rank that needs most has.
 
-        Row-wise tables must be asked for equally many on all ranks, and every bag travels.
+        Row-wise tables must be asked for equally many on all ranks, and every bag travels. The ranks agree on a batch
+        while they train on the one before.
         """
+        ahead: deque[tuple[Batch, Tensor, dist.Work]] = deque()
         for read in self.reader.batches(epoch, batch):
             bags = torch.tensor(read.context.ids.stride())
-            dist.all_reduce(bags, dist.ReduceOp.MAX)
-            yield read.with_bags(int(bags))
+            ahead.append((read, bags, dist.all_reduce(bags, dist.ReduceOp.MAX, async_op=True)))
+            if len(ahead) > 1:
+                yield _level(*ahead.popleft())
+        yield from (_level(*last) for last in ahead)
 
-    def agree(self, loss: Tensor, stop: bool, late: bool) -> tuple[float, bool, bool]:
-        """Mean loss over the global batch, and whether any rank was asked to stop or is late; before any row moves."""
+    def losses(self, progress: Progress, total: int) -> Iterator[Tensor]:
+        """This rank's loss in each step that is left of the epoch, out of `total` in all; its backward comes next.
+
+        The mean over ranks is the loss of the global batch. Before each forward the rates of its step are set.
+        """
+
+        def loss_of(batch: Batch) -> Tensor:
+            self.optimizers.start_step(progress.step, total)
+            loss: Tensor = self.model(batch)
+            return loss
+
+        batches = self.batches(progress.epoch, progress.batch)
+        precision = self.config.training.precision
+        return forward.losses(loss_of, sharded_tables(self.model), batches, self.device, precision)
+
+    def agree(self, loss: Tensor, stop: bool, late: bool) -> Callable[[], tuple[float, bool, bool]]:
+        """Ask all ranks for their loss, and whether they were asked to stop or are late, without waiting for them.
+
+        What it returns waits, and answers with the mean loss over the global batch and whether any rank is to stop or
+        is late. A step on a loss that is no number has then been taken, but is never saved.
+        """
         sums = torch.stack([loss.detach(), loss.new_tensor(float(stop)), loss.new_tensor(float(late))])
-        dist.all_reduce(sums)
-        mean, stops, lates = (sums / self.world_size).tolist()
-        if not math.isfinite(mean):
-            raise _diverged(f"the loss is {mean}")
-        return mean, stops > 0, lates > 0
+        asked = dist.all_reduce(sums, async_op=True)
+
+        def answer() -> tuple[float, bool, bool]:
+            asked.wait()
+            mean, stops, lates = (sums / self.world_size).tolist()
+            if not math.isfinite(mean):
+                raise _diverged(f"the loss is {mean}")
+            return mean, stops > 0, lates > 0
+
+        return answer
 
     def validate(self) -> dict[str, dict[str, float]]:
         """Metrics of the tasks on events of the validation period, live."""
@@ -122,9 +156,14 @@ class Job:
         return progress
 
     def log(self, progress: Progress, **values: Any) -> None:
-        """A line of metrics.jsonl and TensorBoard scalars: losses every LOG_EVERY steps, validations always."""
+        """A line of metrics.jsonl and TensorBoard scalars: losses every LOG_EVERY steps, validations always.
+
+        Losses are the global batch's; what the model tells beside them is of this rank's slice.
+        """
         if self.writer is None or ("validation" not in values and progress.step % LOG_EVERY):
             return
+        if "loss" in values:
+            values |= self.model.module.scalars()
         line = {"step": progress.step, "epoch": progress.epoch, "seconds": round(progress.seconds, 2), **values}
         with (self.out / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
@@ -163,12 +202,17 @@ class Job:
 
 
 @contextmanager
-def start(config: RunConfig, data_path: Path, out: Path) -> Iterator[Job]:
-    """Set up this rank: process group, reader, sharded model, optimizers; the plan is printed on rank 0."""
+def start(config: RunConfig, data_path: Path, out: Path, init_from: str | None = None) -> Iterator[Job]:
+    """Set up this rank: process group, reader, sharded model, optimizers; the plan is printed on rank 0.
+
+    A run that has no checkpoint yet takes the first rows of its users from the vectors at `init_from`.
+    """
     local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_ranks))
     data = load_prepared(data_path)
-    with process_group() as device:
+    is_new = checkpoint.latest(out / "checkpoints") is None
+    given = open_given(init_from, data, config.model.dim) if init_from and is_new else None
+    with process_group(config.sharding.device) as device:
         rank, world_size = dist.get_rank(), dist.get_world_size()
         reader = Reader(data, config.context, config.reader, config.training.seed, rank, world_size)
         model = build_model(config, reader.packer.tables)
@@ -176,13 +220,16 @@ def start(config: RunConfig, data_path: Path, out: Path) -> Iterator[Job]:
             model.copy_term.standardise(_contact_sample(reader))
         parameters = sum(p.numel() for p in model.parameters())
         validation = Validation.sample(reader.packer, config.training.validation_events, config.training.stop_on)
-        plan = make_plan(model, world_size, group=dist.group.WORLD)
+        plan = make_plan(model, world_size, config.sharding, device.type, dist.group.WORLD)
         if rank == 0:
             Console(stderr=True).print(plan_table(model, plan, world_size))
             out.mkdir(parents=True, exist_ok=True)
-            _write(out / "plan.json", [dataclasses.asdict(s) for s in shards(plan)])
-            _write(out / "config.json", config.identity(data_path))  # from here on it is a run, to be resumed
+            _write(out / "plan.json", [dataclasses.asdict(s) for s in shards(model, plan)])
+            identity = config.identity(run_inputs(data_path, init_from))
+            _write(out / "config.json", identity)  # from here on it is a run, to be resumed
         sharded = shard(model, plan, device, config.training.seed)
+        if given is not None:
+            start_from(given, sharded)
         yield Job(
             config=config,
             out=out,
@@ -193,13 +240,19 @@ def start(config: RunConfig, data_path: Path, out: Path) -> Iterator[Job]:
             parameters=parameters,
             rank=rank,
             world_size=world_size,
+            device=device,
         )
 
 
 def print_plan(config: RunConfig, data_path: Path, world_size: int) -> None:
     """The sharding plan for a number of processes, made without them."""
     model = build_model(config, Tables.of(load_prepared(data_path)))
-    Console().print(plan_table(model, make_plan(model, world_size), world_size))
+    Console().print(plan_table(model, make_plan(model, world_size, config.sharding), world_size))
+
+
+def _level(read: Batch, bags: Tensor, agreed: dist.Work) -> Batch:
+    agreed.wait()
+    return read.with_bags(int(bags))
 
 
 def _contact_sample(reader: Reader, size: int = 2000) -> Tensor:

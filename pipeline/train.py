@@ -1,7 +1,7 @@
 """Train a model on prepared data, in one process or many.
 
 The loop is `fit`, top to bottom: read, look up, loss, backward, step, log, checkpoint, validate. The same command runs
-alone, under torchrun and as a TorchX job; the losses agree at any number of processes.
+on CPU and GPU, alone, under torchrun and as a TorchX job; the losses agree at any number of processes.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ import tyro
 
 from friendrec.errors import FriendrecError
 from friendrec.pipeline.arguments import parse_options
-from friendrec.pipeline.config import PRESETS, RunConfig, preset
+from friendrec.pipeline.config import PRESETS, RunConfig, preset, run_inputs
 from friendrec.pipeline.publish import KINDS, is_finished, open_published, write_manifest
 from friendrec.pipeline.together import say
 
@@ -29,6 +29,7 @@ EXAMPLES = """
 friendrec train two_tower_mlp --data DATA --out RUN
 friendrec train two_tower_mlp --data DATA --out RUN --epochs 5 --dim 32 --no-copy-term
 friendrec train two_tower_mlp --data DATA --out RUN --plan-only --world-size 8
+friendrec train two_tower_mlp --data DATA --out RUN --init-from EMBEDDINGS
 torchrun --nproc-per-node 2 --no-python friendrec train two_tower_mlp --data DATA --out RUN --resume
 """
 
@@ -41,6 +42,9 @@ class TrainOptions:
     """Prepared data set: what `friendrec prepare` made."""
     out: str
     """Directory of the run: config, checkpoints, metrics."""
+    init_from: str | None = None
+    """Vectors to start the user table from: what `friendrec export` made, or Parquet with user_id and a list column
+    target or vector of --dim numbers. Users without one, and whatever is no user, keep their random first rows."""
     resume: bool = False
     """Go on from the newest checkpoint in --out; start there where there is none."""
     plan_only: bool = False
@@ -80,13 +84,14 @@ def main(options: TrainOptions) -> None:
 
         print_plan(options.config, data, options.world_size)
         return
-    if is_finished(options.out, kind="run", options=options.config, inputs={"data": data}):
+    inputs = run_inputs(data, options.init_from)
+    if is_finished(options.out, kind="run", options=options.config.settings(), inputs=inputs):
         say(f"{options.out} is up to date")
         return
-    out = _free(options, data)
+    out = _free(options, options.config.identity(inputs))
     from friendrec.pipeline import job
 
-    with job.start(options.config, data, out) as running:
+    with job.start(options.config, data, out, options.init_from) as running:
         progress = fit(running, running.restore())
         if progress.preempted:
             say(f"stopped on request after step {progress.step}; go on with --resume")
@@ -102,18 +107,15 @@ def fit(job: "Job", progress: "Progress") -> "Progress":
     late = False
     with _StopRequest() as stop, job.progress_bar(total, progress.step) as bar:
         while not progress.done:
-            for batch in job.batches(progress.epoch, progress.batch):
-                factor = job.optimizers.start_step(progress.step, total)
-                loss = job.model(batch)
-                mean_loss, stopping, late = job.agree(
-                    loss, stop.requested, progress.seconds > 60 * training.max_minutes
-                )
+            for loss in job.losses(progress, total):
+                agreed = job.agree(loss, stop.requested, progress.seconds > 60 * training.max_minutes)
                 loss.backward()
                 norm = job.optimizers.finish_step()
+                mean_loss, stopping, late = agreed()
                 progress.step, progress.batch = progress.step + 1, progress.batch + 1
                 progress.seconds = time.monotonic() - started
                 bar(mean_loss)
-                job.log(progress, loss=mean_loss, learning_rate_factor=factor, gradient_norm=norm)
+                job.log(progress, loss=mean_loss, learning_rate_factor=job.optimizers.factor, gradient_norm=norm)
                 if stopping:
                     progress.preempted = True
                     job.save(progress)
@@ -131,7 +133,10 @@ def fit(job: "Job", progress: "Progress") -> "Progress":
 
 def _judge(job: "Job", progress: "Progress") -> None:
     """Validate; remember the best step."""
+    began = time.monotonic()
     metrics = job.validate()
+    taken = time.monotonic() - began
+    progress.seconds, progress.validation_seconds = progress.seconds + taken, progress.validation_seconds + taken
     recall = metrics[job.config.training.stop_on]["recall@10"]
     progress.stale += 1
     if recall > progress.best_recall:
@@ -155,8 +160,8 @@ class _StopRequest:
         self.requested = True
 
 
-def _free(options: TrainOptions, data: Path) -> Path:
-    """The run's directory, once it is known to be free, or to hold an unfinished run of this config on this data.
+def _free(options: TrainOptions, identity: dict[str, Any]) -> Path:
+    """The run's directory, once it is known to be free, or to hold an unfinished run of the same identity.
 
     Every rank looks before any writes, so that all of them end by the same line.
     """
@@ -167,7 +172,7 @@ def _free(options: TrainOptions, data: Path) -> Path:
     if (out / "config.json").exists():
         if not options.resume:
             raise FriendrecError(f"{out} holds an unfinished run: pass --resume to go on, or choose another --out")
-        if json.loads((out / "config.json").read_text()) != options.config.identity(data):
+        if json.loads((out / "config.json").read_text()) != identity:
             raise FriendrecError(f"{out} was begun with another config or data: choose another --out")
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FriendrecError(f"{out} exists and is no run: choose another --out")
@@ -186,11 +191,14 @@ def _publish(job: "Job", progress: "Progress", options: TrainOptions) -> None:
         "preset": job.config.preset,
         "parameters": job.parameters,
         "world_size": job.world_size,
+        "sharding": dataclasses.asdict(job.config.sharding),
+        "device": job.device.type,
         "train_seconds": round(progress.seconds, 1),
-        "examples_per_second": round(examples / max(progress.seconds, 1e-9)),
+        "examples_per_second": round(examples / max(progress.seconds - progress.validation_seconds, 1e-9)),
         "progress": dataclasses.asdict(progress),
     }
-    write_manifest(job.out, kind="run", options=job.config, inputs={"data": options.data}, extra=extra)
+    inputs = run_inputs(options.data, options.init_from)
+    write_manifest(job.out, kind="run", options=job.config.settings(), inputs=inputs, extra=extra)
     say(
         f"trained {progress.step} steps in {progress.seconds:.0f} s ({extra['examples_per_second']:,} examples/s); "
         f"best live {job.config.training.stop_on} Recall@10 {progress.best_recall:.3f} at step {progress.best_step}: "

@@ -3,8 +3,9 @@
     FOLDER/step-200/   .metadata  __0_0.distcp  __1_0.distcp  checkpoint.json
     FOLDER/.step-300/  an attempt: being written, or what a killed run left
 
-Every rank writes its own shards. Rank 0 writes `checkpoint.json` (what the model is, the files' sizes, the caller's
-`extra`) and renames the attempt last, so a `step-` directory is complete.
+Every rank writes its own shards; what is in them has the same names and shapes at any world size and however a table
+is spread, but for tables split by columns. Rank 0 writes `checkpoint.json` (what the model is, the files' sizes, the
+caller's `extra`) and renames the attempt last, so a `step-` directory is complete.
 """
 
 import json
@@ -26,6 +27,7 @@ from torchrec.distributed import DistributedModelParallel
 
 from friendrec.errors import FriendrecError
 from friendrec.sharding.optimizers import Optimizers
+from friendrec.sharding.parallel import column_shards
 from friendrec.sharding.plan import tables_of
 
 _DESCRIPTION = "checkpoint.json"
@@ -58,7 +60,13 @@ def save(
         dcp.save(_state(dmp, optimizers) | _rng_state(), checkpoint_id=attempt)
     if dist.get_rank() == 0:
         files = {file.name: file.stat().st_size for file in sorted(attempt.iterdir())}
-        description = {"ranks": dist.get_world_size(), "shapes": _shapes(dmp), "files": files, "extra": extra}
+        description = {
+            "ranks": dist.get_world_size(),
+            "shapes": _shapes(dmp),
+            "column_shards": column_shards(dmp),
+            "files": files,
+            "extra": extra,
+        }
         _write_durably(attempt / _DESCRIPTION, description)
         shutil.rmtree(final, ignore_errors=True)
         attempt.rename(final)
@@ -69,12 +77,15 @@ def save(
 
 
 def load(path: Path, dmp: DistributedModelParallel, optimizers: Optimizers | None = None) -> dict[str, Any]:
-    """Restore in place what `save` wrote at any world size; returns its `extra`. Call it on every rank.
+    """Restore in place what `save` wrote at any world size and sharding; returns its `extra`. Call it on every rank.
 
-    Without `optimizers` only the model is read. The RNG state of a rank comes back where the saving run had it.
+    Without `optimizers` only the model is read; with them, a table split by columns must be split alike. The RNG state
+    of a rank comes back where the saving run had it.
     """
     description = _describe(path)
     _refuse_another_model(path, description["shapes"], _shapes(dmp))
+    if optimizers is not None:
+        _refuse_other_columns(path, description.get("column_shards", {}), column_shards(dmp))
     state = _state(dmp, optimizers)
     if optimizers is not None and dist.get_rank() < description["ranks"]:
         state |= _rng_state()
@@ -82,7 +93,7 @@ def load(path: Path, dmp: DistributedModelParallel, optimizers: Optimizers | Non
         dcp.load(state, checkpoint_id=path)
     dmp.load_state_dict(state["model"])
     if optimizers is not None:
-        optimizers.combined.load_state_dict(state["optimizers"])
+        optimizers.load_state_dict(state["optimizers"])
         torch.set_rng_state(state.get(_rng_key(), torch.get_rng_state()))
     return dict(description["extra"])
 
@@ -139,7 +150,7 @@ def _one_line(what: str, remedy: str) -> Iterator[None]:
 
 def _state(dmp: DistributedModelParallel, optimizers: Optimizers | None) -> dict[str, Any]:
     state: dict[str, Any] = {"model": dmp.state_dict()}
-    return state if optimizers is None else state | {"optimizers": optimizers.combined.state_dict()}
+    return state if optimizers is None else state | {"optimizers": optimizers.state_dict()}
 
 
 def _rng_state() -> dict[str, Any]:
@@ -162,6 +173,18 @@ def _refuse_another_model(path: Path, saved: dict[str, list[int]], own: dict[str
             raise FriendrecError(
                 f"{path} is a checkpoint of another model: {name} is {there} there and {here} here; "
                 "load it with the preset, options and data set that it was trained with"
+            )
+
+
+def _refuse_other_columns(path: Path, saved: dict[str, int], own: dict[str, int]) -> None:
+    """Row-wise Adagrad keeps one number a row and shard, of the shard's columns only: no other split follows."""
+    for table in sorted(saved.keys() | own.keys()):
+        there, here = saved.get(table, 1), own.get(table, 1)
+        if there != here:
+            way = f"column_wise on {there} processes" if there > 1 else "another sharding than column_wise"
+            raise FriendrecError(
+                f"{path} cannot go on here: table {table} has {there} column shards there and {here} here, and "
+                f"row-wise Adagrad's state of one shard says nothing of the columns of others; go on with {way}"
             )
 
 

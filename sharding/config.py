@@ -1,10 +1,44 @@
-"""Rates of training; free of torch, so that the command line stays quick."""
+"""Where the tables lie, and the rates of training; free of torch, so that the command line stays quick."""
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 from friendrec.errors import FriendrecError
+
+Sharding = Literal["row_wise", "table_wise", "column_wise", "data_parallel", "auto"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardingConfig:
+    """Where the tables lie, and on what: free to change when a run is resumed.
+
+    It changes no loss, but for column_wise: row-wise Adagrad keeps one number a row and shard.
+    """
+
+    sharding: Sharding = "row_wise"
+    """How the user table is spread. row_wise: equal ranges of rows, the one that grows with the number of processes.
+    table_wise: whole on one. column_wise: equal ranges of columns; its checkpoints go on with the same sharding and
+    number of processes only. data_parallel: a copy on each, for small tables. auto: TorchRec's planner chooses."""
+    table_sharding: dict[str, Sharding] = field(default_factory=dict)
+    """The same for other tables, by name as --plan-only prints it. Default: row_wise where every process gets a row,
+    table_wise for shorter tables; with --sharding auto, auto."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """What trains; auto takes CUDA where torch finds it."""
+
+    def __post_init__(self) -> None:
+        known = get_args(Sharding)
+        for table, sharding in {"user": self.sharding, **self.table_sharding}.items():
+            if sharding not in known:
+                raise FriendrecError(f"sharding of table {table} is {sharding!r}: choose one of {', '.join(known)}")
+        if self.device not in ("auto", "cpu", "cuda"):
+            raise FriendrecError(f"device is {self.device!r}: choose auto, cpu or cuda")
+
+    def of(self, table: str) -> Sharding | None:
+        """What is asked for a table; None leaves it to its number of rows."""
+        if table in self.table_sharding:
+            return self.table_sharding[table]
+        return self.sharding if table == "user" or self.sharding == "auto" else None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,14 +1,16 @@
 """One step of training: row-wise Adagrad inside the tables' backward, AdamW on the dense part, one schedule."""
 
 import math
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torchrec.distributed import DistributedModelParallel
+from torchrec.optim import RowWiseAdagrad
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 
 from friendrec.sharding.config import OptimizerConfig
-from friendrec.sharding.parallel import sharded_tables
+from friendrec.sharding.parallel import EPSILON, replicated_tables, sharded_tables
 
 
 def schedule(config: OptimizerConfig, step: int, total: int) -> float:
@@ -28,13 +30,18 @@ def schedule(config: OptimizerConfig, step: int, total: int) -> float:
 
 
 class Optimizers:
-    """The two optimizers of a sharded model, stepped together.
+    """The optimizers of a sharded model, stepped together.
 
-    `start_step` comes before forward, because the tables are updated inside backward; `finish_step` after it.
+    `start_step` comes before forward, where FBGEMM takes along the rate at which backward will update the tables;
+    `finish_step` comes after backward.
+    Data-parallel tables have gradients like dense parameters, and are still given row-wise Adagrad, at the tables'
+    rate and unclipped: how a table is spread must not change what is learned.
     """
 
     def __init__(self, dmp: DistributedModelParallel, config: OptimizerConfig) -> None:
         self.config = config
+        self.factor = 0.0
+        """On both peak rates, in the step at hand."""
         self.tables = dmp.fused_optimizer
         # By module, not by fused state: a table that lies whole on another rank leaves an empty parameter here.
         tables = {id(p) for p in sharded_tables(dmp).parameters()}
@@ -42,6 +49,8 @@ class Optimizers:
         self.dense = KeyedOptimizerWrapper(dense, self._adamw)
         self._parameters: list[nn.Parameter] = list(dense.values())
         self.combined = CombinedOptimizer([self.tables, ("dense", self.dense)])
+        self.replicated = replicated_tables(dmp)
+        self.replicated_adagrad = RowWiseAdagrad([{"params": [*self.replicated.values()]}], lr=0.0, eps=EPSILON)
 
     def _adamw(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
         matrices = [p for p in parameters if p.ndim > 1]
@@ -56,19 +65,37 @@ class Optimizers:
             adamw.state[p] = {"step": torch.tensor(0.0), **zeros}
         return adamw
 
-    def start_step(self, step: int, total: int) -> float:
-        """Set both rates for 0-based `step` of `total`, forget the old gradients; returns the schedule's factor."""
-        factor = schedule(self.config, step, total)
-        for group in self.tables.param_groups:
+    def start_step(self, step: int, total: int) -> None:
+        """Set both rates for 0-based `step` of `total` by the schedule's factor, forget the old gradients."""
+        self.factor = factor = schedule(self.config, step, total)
+        for group in [*self.tables.param_groups, *self.replicated_adagrad.param_groups]:
             group["lr"] = self.config.table_learning_rate * factor
         for group in self.dense.param_groups:
             group["lr"] = self.config.dense_learning_rate * factor
         self.tables.step()  # hands the rate to the fused kernels; no row changes
         self.dense.zero_grad()
-        return factor
+        self.replicated_adagrad.zero_grad()
 
     def finish_step(self) -> float:
         """Clip the dense gradient, step AdamW; returns the gradient's norm before clipping."""
         norm = nn.utils.clip_grad_norm_(self._parameters, self.config.clip_norm)
         self.dense.step()
+        self.replicated_adagrad.step()
         return float(norm)
+
+    def state_dict(self) -> dict[str, Any]:
+        """State by parameter, under the same names and in the same shapes however a table is spread.
+
+        Tensors are the storage itself, so that a checkpoint can be read into them.
+        """
+        return {"state": self.combined.state_dict()["state"] | self._replicated_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse; what data-parallel tables have was read in place."""
+        names = self._replicated_state()
+        self.combined.load_state_dict({"state": {k: v for k, v in state["state"].items() if k not in names}})
+
+    def _replicated_state(self) -> dict[str, dict[str, Tensor]]:
+        """As the fused optimizer would have it: `{"….user.weight": {"user.momentum1": [rows]}}`."""
+        momentum = {name: self.replicated_adagrad.state[p]["sum"].view(-1) for name, p in self.replicated.items()}
+        return {name: {f"{name.split('.')[-2]}.momentum1": value} for name, value in momentum.items()}

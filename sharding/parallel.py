@@ -5,40 +5,47 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed._shard.sharded_tensor import Shard as ShardOfTensor
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torch.distributed.optim import _apply_optimizer_in_backward
 from torchrec.distributed import DistributedModelParallel
 from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 from torchrec.distributed.model_parallel import DefaultDataParallelWrapper
-from torchrec.distributed.types import ShardingEnv, ShardingPlan
+from torchrec.distributed.types import ShardingEnv, ShardingPlan, ShardingType
 from torchrec.optim import RowWiseAdagrad
 
+from friendrec.errors import FriendrecError
+from friendrec.sharding.exchange import exchange_by_all_to_all
 from friendrec.sharding.plan import Sharder, tables_of
 from friendrec.sharding.tables import initial_rows
 
+EPSILON = 1e-8  # of row-wise Adagrad
 _CHUNK = 1 << 16  # rows
 
 # What this pair of releases says of its own calls into each other is no news to a user.
 warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch(rec)?\.distributed")
 warnings.filterwarnings("ignore", category=FutureWarning, message="Please use DTensor instead")
-logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
+for chatty in ("torch.fx._symbolic_trace", "torchrec.distributed.utils"):
+    logging.getLogger(chatty).setLevel(logging.ERROR)
 
 
 @contextmanager
-def process_group(device: str = "cpu") -> Iterator[torch.device]:
+def process_group(device: Literal["auto", "cpu", "cuda"] = "cpu") -> Iterator[torch.device]:
     """The default process group for the length of a block; yields this rank's device.
 
     Under torchrun (RANK and its kin in the environment) it joins the others; alone it is a group of one without
     any port. CPU tensors always travel by gloo, CUDA tensors by NCCL.
     """
-    local = torch.device(device, int(os.environ.get("LOCAL_RANK", 0))) if device == "cuda" else torch.device(device)
-    if device == "cuda":
+    local = _local_device(device)
+    if local.type == "cuda":
         torch.cuda.set_device(local)
-    backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
+    backend = "cpu:gloo,cuda:nccl" if local.type == "cuda" else "gloo"
     if "RANK" in os.environ:
         dist.init_process_group(backend)
     else:
@@ -47,6 +54,18 @@ def process_group(device: str = "cpu") -> Iterator[torch.device]:
         yield local
     finally:
         dist.destroy_process_group()
+
+
+def _local_device(device: str) -> torch.device:
+    """This process's own: the GPU of its number, or the CPU."""
+    if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise FriendrecError("--device cuda: torch finds no CUDA here; pass --device cpu, or see docs/install.md")
+    own, gpus = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+    if own >= gpus:
+        raise FriendrecError(f"process {own} of this machine has no GPU, there are {gpus}: start one process a GPU")
+    return torch.device("cuda", own)
 
 
 def shard(model: nn.Module, plan: ShardingPlan, device: torch.device, seed: int) -> DistributedModelParallel:
@@ -59,13 +78,16 @@ def shard(model: nn.Module, plan: ShardingPlan, device: torch.device, seed: int)
     The loss of a rank must be such that the mean over ranks is the loss meant, as gradients are averaged.
     """
     _materialise(model, device, seed)
-    _apply_optimizer_in_backward(RowWiseAdagrad, tables_of(model).parameters(), {"lr": 0.0, "eps": 1e-8})
+    _apply_optimizer_in_backward(RowWiseAdagrad, tables_of(model).parameters(), {"lr": 0.0, "eps": EPSILON})
     env = ShardingEnv.from_process_group(dist.group.WORLD)
     # A static graph would hide a parameter that stops getting gradients; without it DDP says so.
     wrapper = DefaultDataParallelWrapper(static_graph=False)
     dmp = DistributedModelParallel(model, env, device, plan, [Sharder()], data_parallel_wrapper=wrapper)
+    if device.type == "cpu" and env.world_size > 1:
+        exchange_by_all_to_all(sharded_tables(dmp))
     for name in sharded_tables(dmp).embedding_bags:
-        _fill(*local_rows(dmp, name), seed, name)
+        for part in local_shards(dmp, name):
+            _fill(part, seed, name)
     return dmp
 
 
@@ -80,11 +102,27 @@ def _materialise(model: nn.Module, device: torch.device, seed: int) -> None:
                 module.reset_parameters()  # type: ignore[operator]  # every torch module with parameters has it
 
 
+@dataclass(frozen=True)
+class LocalShard:
+    """What this rank holds of a table, `dim` columns wide: the storage itself, not a copy."""
+
+    first_row: int
+    first_column: int
+    dim: int
+    values: Tensor  # [rows, columns]
+
+    @property
+    def columns(self) -> slice:
+        return slice(self.first_column, self.first_column + self.values.shape[1])
+
+
 @torch.no_grad()
-def _fill(first_row: int, rows: Tensor, seed: int, table: str) -> None:
+def _fill(part: LocalShard, seed: int, table: str) -> None:
     """Write initial rows a chunk at a time: the scratch memory stays small beside the shard."""
-    for chunk in rows.split(_CHUNK):
-        chunk.copy_(initial_rows(seed, table, range(first_row, first_row + len(chunk)), rows.shape[1]))
+    first_row = part.first_row
+    for chunk in part.values.split(_CHUNK):
+        rows = initial_rows(seed, table, range(first_row, first_row + len(chunk)), part.dim)
+        chunk.copy_(rows[:, part.columns])
         first_row += len(chunk)
 
 
@@ -94,14 +132,35 @@ def sharded_tables(dmp: DistributedModelParallel) -> ShardedEmbeddingBagCollecti
     return collection
 
 
-def local_rows(dmp: DistributedModelParallel, table: str) -> tuple[int, Tensor]:
-    """First row and values `[rows, dim]` of the table's shard on this rank: the storage itself, not a copy.
+def local_shards(dmp: DistributedModelParallel, table: str) -> list[LocalShard]:
+    """The table's shards on this rank: none, one, or several ranges of columns; a data-parallel one is whole."""
+    weight = sharded_tables(dmp).state_dict()[f"embedding_bags.{table}.weight"]
+    if not isinstance(weight, ShardedTensor):
+        return [LocalShard(0, 0, weight.shape[1], weight)]
+    return [_local_shard(part, weight.size(1)) for part in weight.local_shards()]
 
-    A rank that holds none of the table gets (0, empty `[0, dim]`).
-    """
-    weight: ShardedTensor = sharded_tables(dmp).state_dict()[f"embedding_bags.{table}.weight"]
-    shards = weight.local_shards()
-    if not shards:
-        return 0, torch.empty(0, weight.size(1), device=dmp.device)
-    (only,) = shards
-    return only.metadata.shard_offsets[0], only.tensor
+
+def _local_shard(part: ShardOfTensor, dim: int) -> LocalShard:
+    row, column = part.metadata.shard_offsets
+    return LocalShard(row, column, dim, part.tensor)
+
+
+def replicated_tables(dmp: DistributedModelParallel) -> dict[str, nn.Parameter]:
+    """Weights of the data-parallel tables by parameter name: TorchRec's fused optimizer does not reach them."""
+    collection = sharded_tables(dmp)
+    kinds = {table: sharding.sharding_type for table, sharding in collection.module_sharding_plan.items()}
+    copies = [table for table, kind in kinds.items() if kind == ShardingType.DATA_PARALLEL.value]
+    weights = {id(collection.embedding_bags[table].weight) for table in copies}
+    return {name: p for name, p in dmp.named_parameters() if id(p) in weights}
+
+
+def column_shards(dmp: DistributedModelParallel) -> dict[str, int]:
+    """Tables that are split by columns, and into how many shards."""
+    tables = sharded_tables(dmp)
+    weights = {name: tables.state_dict()[f"embedding_bags.{name}.weight"] for name in tables.embedding_bags}
+    parts = {
+        name: len({shard.shard_offsets[1] for shard in weight.metadata().shards_metadata})
+        for name, weight in weights.items()
+        if isinstance(weight, ShardedTensor)
+    }
+    return {name: count for name, count in parts.items() if count > 1}

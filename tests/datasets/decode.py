@@ -21,6 +21,7 @@ class Seen:
     clock: tuple[float, ...]
     partners: list[int]
     kinds: list[int]
+    times: list[int]
     gaps: list[float]
     contacts: list[int]
     features: list[list[float]]
@@ -43,6 +44,7 @@ def decode(context: Context) -> list[Seen]:
                 clock=tuple(context.clock[q].tolist()),
                 partners=[row[slot] for slot in context.event_user[events].tolist()],
                 kinds=context.event_kind[events].tolist(),
+                times=context.event_time[events].tolist(),
                 gaps=context.event_gap[events].tolist(),
                 contacts=[row[slot] for slot in context.contact_user[contacts].tolist()],
                 features=context.contact_features[contacts].tolist(),

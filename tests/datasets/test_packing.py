@@ -44,6 +44,7 @@ def check(seen: Seen, twin: Twin, data: PreparedData, user: int, time: int, conf
     assert seen.actor == oov(data, user)
     assert seen.partners == [oov(data, entry[0]) for entry in entries[window]]
     assert seen.kinds == [2 * code[entry[1]] + entry[2] for entry in entries[window]]
+    assert seen.times == [entry[3] for entry in entries[window]]
     np.testing.assert_allclose(seen.gaps, gaps[: len(entries)][window], rtol=1e-6)
     assert seen.contacts == [oov(data, partner) for partner in twin.contacts(user, time, config.contacts)]
     since = (time - entries[-1][3]) / 1e6 if entries else 1e9
@@ -79,6 +80,24 @@ def test_a_window_spans_at_most_two_blocks_and_positions_are_unique(log: list, l
         users, times = grid(data)
         context = pack(Packer(data, ContextConfig(context_length=length)), queries(users, times, groups=users))
         check_layout(context, length)
+
+
+@given(log=logs, length=lengths)
+@settings(max_examples=30, deadline=None)
+def test_sequences_are_numbered_in_packing_order_and_a_window_lies_in_its_groups(log: list, length: int) -> None:
+    with prepared(log) as (data, _):
+        users, times = grid(data)
+        groups = users * 100 + np.searchsorted(np.array([4, 8]) * HOUR, times)
+        context = pack(Packer(data, ContextConfig(context_length=length)), queries(users, times, groups=groups))
+        event_at = {position: event for event, position in enumerate(context.event_position.tolist())}
+        found: dict[int, set[int]] = {}
+        for begin, end, group in zip(
+            context.window_begin.tolist(), context.window_end.tolist(), runs(groups).tolist(), strict=True
+        ):
+            sequences = {int(context.event_sequence[event_at[position]]) for position in range(begin, end)}
+            found.setdefault(group, set()).update(sequences)
+        assert all(sequences <= {group} for group, sequences in found.items())
+        assert (context.event_sequence.diff() >= 0).all()
 
 
 def check_layout(context: Context, length: int) -> None:

@@ -95,6 +95,27 @@ def test_examples_are_the_train_events_whose_action_is_a_target(log: tuple[Prepa
 
 
 @ORDERS
+def test_without_temporal_only_the_last_out_event_of_each_user_is_an_example(
+    log: tuple[PreparedData, Twin], order: str
+) -> None:
+    data, twin = log
+    roles = {"a": "history", "b": "target"}
+    for marked in (data, dataclasses.replace(
+        data, actions=tuple(dataclasses.replace(a, role=roles[a.name]) for a in data.actions)
+    )):  # fmt: skip
+        wanted = {action.name for action in marked.actions if action.role == "target"}
+        last = {twin.events[e][0]: e for e in range(data.num_train_events) if twin.events[e][2] in wanted}
+        alone = reader(marked, order=order, temporal=False)
+        read = [example for batch in alone.batches(0) for example in batch.example.tolist()]
+        assert sorted(read) == sorted(last.values())
+        for batch in alone.batches(0):
+            for seen, example in zip(decode(batch.context), batch.example.tolist(), strict=True):
+                assert len(seen.partners) == min(
+                    len(twin.entries(twin.events[example][0], twin.events[example][3])), CONTEXT.context_length
+                )
+
+
+@ORDERS
 @WORLDS
 def test_slices_concatenate_to_the_same_global_batch(data: PreparedData, order: str, world_size: int) -> None:
     whole = reader(data, order=order)

@@ -9,24 +9,25 @@ import torch.distributed as dist
 
 from friendrec.errors import FriendrecError
 from friendrec.sharding import checkpoint
+from friendrec.sharding.config import Sharding
 from friendrec.sharding.tables import Table
 
 from .harness import Workers
-from .toy import TABLES, sharded, toy, train, whole
+from .toy import TABLES, Parts, all_parts, assembled, sharded, toy, train, whole
 
 EXTRA = {"epoch": 1, "step": 10, "config": {"dim": 8}}
 
 
-def save_and_go_on(folder: Path) -> tuple[list[float], torch.Tensor]:
-    dmp, optimizers = sharded()
+def save_and_go_on(folder: Path, sharding: Sharding) -> tuple[list[float], torch.Tensor]:
+    dmp, optimizers = sharded(sharding=sharding)
     train(dmp, optimizers, range(10))
     checkpoint.save(folder, 10, dmp, optimizers, EXTRA)
     noise = torch.rand(3)
     return train(dmp, optimizers, range(10, 20)), noise
 
 
-def resume(folder: Path) -> tuple[dict[str, Any], list[float], torch.Tensor]:
-    dmp, optimizers = sharded()
+def resume(folder: Path, sharding: Sharding) -> tuple[dict[str, Any], list[float], torch.Tensor]:
+    dmp, optimizers = sharded(sharding=sharding)
     path = checkpoint.latest(folder)
     assert path is not None
     extra = checkpoint.load(path, dmp, optimizers)
@@ -34,14 +35,75 @@ def resume(folder: Path) -> tuple[dict[str, Any], list[float], torch.Tensor]:
     return extra, train(dmp, optimizers, range(10, 20)), noise
 
 
-@pytest.mark.parametrize(("saved", "loaded"), [(2, 1), (2, 3), (1, 2), (3, 2), (2, 2)])
-def test_a_checkpoint_moves_between_world_sizes(workers: Workers, tmp_path: Path, saved: int, loaded: int) -> None:
-    uninterrupted = workers.run(saved, save_and_go_on, tmp_path)
-    for rank, (extra, losses, noise) in enumerate(workers.run(loaded, resume, tmp_path)):
+ROW, TABLE, COLUMN, COPY = "row_wise", "table_wise", "column_wise", "data_parallel"
+QUICK = [
+    (2, ROW, 1, ROW),
+    (2, ROW, 3, ROW),
+    (2, ROW, 2, ROW),
+    (2, ROW, 1, TABLE),
+    (2, ROW, 3, COPY),
+    (2, COPY, 1, ROW),
+    (2, COLUMN, 2, COLUMN),
+]
+ALL = [(s, x, t, y) for s in (1, 2, 3) for x in (ROW, TABLE, COPY) for t in (1, 2, 3) for y in (ROW, TABLE, COPY)]
+
+
+@pytest.mark.parametrize(
+    ("saved", "before", "loaded", "after"),
+    [*QUICK, *(pytest.param(*case, marks=pytest.mark.long) for case in ALL if case not in QUICK)],
+)
+def test_a_checkpoint_moves_between_world_sizes_and_shardings(
+    workers: Workers, tmp_path: Path, saved: int, before: Sharding, loaded: int, after: Sharding
+) -> None:
+    uninterrupted = workers.run(saved, save_and_go_on, tmp_path, before)
+    for rank, (extra, losses, noise) in enumerate(workers.run(loaded, resume, tmp_path, after)):
         assert extra == EXTRA
         assert losses == pytest.approx(uninterrupted[0][0], abs=1e-6)
         if rank < saved:
             assert torch.equal(noise, uninterrupted[rank][1])
+
+
+def refusal_of_columns(path: Path, sharding: Sharding) -> str:
+    dmp, optimizers = sharded(sharding=sharding)
+    with pytest.raises(FriendrecError) as caught:
+        checkpoint.load(path, dmp, optimizers)
+    checkpoint.load(path, dmp)  # the weights alone move freely
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("saved", "before", "loaded", "after", "way"),
+    [
+        (2, COLUMN, 1, COLUMN, "column_wise on 2 processes"),
+        (2, COLUMN, 2, ROW, "column_wise on 2 processes"),
+        (1, ROW, 2, COLUMN, "another sharding than column_wise"),
+    ],
+)
+def test_the_state_of_columns_is_refused_elsewhere(
+    workers: Workers, tmp_path: Path, saved: int, before: Sharding, loaded: int, after: Sharding, way: str
+) -> None:
+    workers.run(saved, save_and_go_on, tmp_path, before)
+    for line in workers.run(loaded, refusal_of_columns, tmp_path / "step-10", after):
+        assert "table user" in line
+        assert "row-wise Adagrad" in line
+        assert line.endswith(way)
+        assert "\n" not in line
+
+
+def test_one_process_reads_a_table_split_by_columns_whole(workers: Workers, tmp_path: Path) -> None:
+    parts = workers.run(2, save_columns, tmp_path)
+    model = toy()
+    checkpoint.load_whole(tmp_path / "step-3", model)
+    for table in TABLES:
+        weight = model.lookup["tables"].state_dict()[f"embedding_bags.{table.name}.weight"]
+        assert torch.equal(weight, assembled(parts, table.name))
+
+
+def save_columns(folder: Path) -> Parts:
+    dmp, optimizers = sharded(sharding="column_wise")
+    train(dmp, optimizers, range(3))
+    checkpoint.save(folder, 3, dmp, optimizers, {})
+    return all_parts(dmp)
 
 
 def save_steps(folder: Path, steps: list[int], keep: int, protect: int | None = None) -> list[str]:

@@ -22,7 +22,7 @@ from friendrec.pipeline.evaluation.tasks import Exclusions, scored_events
 from friendrec.pipeline.inference import encode_queries, encode_targets, open_run
 from friendrec.pipeline.publish import open_published
 from friendrec.sharding.checkpoint import load_whole
-from friendrec.sharding.parallel import local_rows, sharded_tables
+from friendrec.sharding.parallel import local_shards, sharded_tables
 from tests.training import SMALL, export_run, joined, losses, publish_data, train_run
 
 from .harness import Workers, heights
@@ -42,11 +42,16 @@ def run(workers: Workers, data: Path, tmp_path_factory: pytest.TempPathFactory) 
     return out
 
 
-@pytest.mark.parametrize("order", ["user", "time"])
-def test_ten_losses_agree_at_every_world_size(workers: Workers, data: Path, tmp_path: Path, order: str) -> None:
+ROUTED = ("--history-encoder=transformer", "--interaction=moe", "--gate-top-k=1", "--balance-loss=0.5")
+
+
+@pytest.mark.parametrize(("order", "model"), [("user", ()), ("time", ()), ("user", ROUTED)])
+def test_ten_losses_agree_at_every_world_size(
+    workers: Workers, data: Path, tmp_path: Path, order: str, model: tuple[str, ...]
+) -> None:
     by_size = {}
     for world_size in WORLD_SIZES:
-        args = (f"--order={order}", "--epochs=1", "--action-dropout=0.5", "--actor-dropout=0.2")
+        args = (f"--order={order}", "--epochs=1", "--action-dropout=0.5", "--actor-dropout=0.2", *model)
         workers.run(world_size, train_run, data, tmp_path / str(world_size), *args)
         by_size[world_size] = [losses(tmp_path / str(world_size))[step] for step in range(1, 11)]
     assert by_size[1][0] != by_size[1][9]
@@ -138,7 +143,7 @@ def tallest_while_training(data: Path, out: Path) -> tuple[type, int, tuple[int,
         assert 1 < progress.step < own.reader.steps
         if own.rank == 0:
             train._publish(own, progress, options)
-        rows = len(local_rows(own.model, "user")[1])
+        rows = len(local_shards(own.model, "user")[0].values)
         return type(sharded_tables(own.model)), rows, made.rows, max(heights())
 
 

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torchrec import EmbeddingBagCollection, KeyedJaggedTensor
 from torchrec.distributed import DistributedModelParallel
 
-from friendrec.sharding.config import OptimizerConfig
+from friendrec.sharding.config import OptimizerConfig, Sharding, ShardingConfig
 from friendrec.sharding.optimizers import Optimizers
-from friendrec.sharding.parallel import local_rows, shard
+from friendrec.sharding.parallel import local_shards, shard
 from friendrec.sharding.plan import make_plan
 from friendrec.sharding.tables import Table, embedding_bag_collection, initial_rows
 
@@ -75,12 +75,16 @@ def toy(hidden: int = 16, tables: tuple[Table, ...] = TABLES) -> Toy:
 
 
 def sharded(
-    config: OptimizerConfig | None = None, hidden: int = 16, tables: tuple[Table, ...] = TABLES, device: str = "cpu"
+    config: OptimizerConfig | None = None,
+    hidden: int = 16,
+    tables: tuple[Table, ...] = TABLES,
+    device: str = "cpu",
+    sharding: Sharding = "row_wise",
 ) -> tuple[DistributedModelParallel, Optimizers]:
     """The toy on the default process group; its dense part is built on `device`, which may be meta."""
     with torch.device(device):
         model = toy(hidden, tables)
-    plan = make_plan(model, dist.get_world_size(), group=dist.group.WORLD)
+    plan = make_plan(model, dist.get_world_size(), ShardingConfig(sharding=sharding), group=dist.group.WORLD)
     dmp = shard(model, plan, torch.device("cpu"), SEED)
     return dmp, Optimizers(dmp, config or OptimizerConfig())
 
@@ -110,6 +114,23 @@ def train(dmp: DistributedModelParallel, optimizers: Optimizers, steps: range, t
     return losses
 
 
-def all_rows(dmp: DistributedModelParallel) -> dict[str, tuple[int, Tensor]]:
-    """This rank's (first row, values) of every table."""
-    return {table.name: (first, rows.clone()) for table in TABLES for first, rows in [local_rows(dmp, table.name)]}
+Parts = dict[str, list[tuple[int, int, Tensor]]]
+
+
+def all_parts(dmp: DistributedModelParallel, tables: tuple[Table, ...] = TABLES) -> Parts:
+    """This rank's (first row, first column, values) of every table."""
+    return {
+        table.name: [(p.first_row, p.first_column, p.values.clone()) for p in local_shards(dmp, table.name)]
+        for table in tables
+    }
+
+
+def assembled(ranks: list[Parts], table: str, size: tuple[int, ...] | None = None) -> Tensor:
+    """The whole table from what each rank holds of it: every value somewhere, and the same wherever it is."""
+    whole = torch.full(size or next((t.rows, t.dim) for t in TABLES if t.name == table), torch.nan)
+    for row, column, values in (part for rank in ranks for part in rank[table]):
+        place = whole[row : row + values.shape[0], column : column + values.shape[1]]
+        assert (place.isnan() | (place == values)).all()
+        place.copy_(values)
+    assert not whole.isnan().any()
+    return whole

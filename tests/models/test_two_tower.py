@@ -18,6 +18,7 @@ from friendrec.datasets.reader import Reader
 from friendrec.errors import FriendrecError
 from friendrec.models.config import TwoTowerConfig
 from friendrec.models.features import Lookup
+from friendrec.models.interaction import gate_weights
 from friendrec.models.towers import CopyTerm, QueryTower, TargetTower
 from friendrec.models.two_tower import TwoTower
 from tests.datasets.decode import decode, pack, queries, rows_of
@@ -25,6 +26,10 @@ from tests.datasets.twin import HOUR, prepared, random_log
 
 CONTEXT = ContextConfig(context_length=4, contacts=3)
 SHAPE = TwoTowerConfig(dim=8, num_heads=2, hidden=16)
+MIXTURE = dataclasses.replace(SHAPE, history_encoder="transformer", interaction="moe", num_experts=3)
+ROUTED = dataclasses.replace(MIXTURE, gate_top_k=2, balance_loss=0.5)
+PLAIN = TwoTowerConfig(dim=8, num_heads=2, hidden=16, history_encoder="none", interaction="none", copy_term=False)
+SHAPES = pytest.mark.parametrize("shape", [SHAPE, MIXTURE, ROUTED], ids=["mlp", "moe", "top-2"])
 
 
 def collection(rows: dict[str, int], dim: int = SHAPE.dim) -> EmbeddingBagCollection:
@@ -94,9 +99,9 @@ def test_a_score_is_the_dot_product_with_the_target_and_the_bonus_of_a_contact(d
 
 def test_the_last_component_is_the_candidates_bias(data: PreparedData) -> None:
     torch.manual_seed(0)
-    query, target = QueryTower(8, 16), TargetTower(8, 16)
+    query, target = QueryTower(SHAPE), TargetTower(SHAPE)
     user, history, condition = torch.randn(3, 5, 8).unbind()
-    vector = query(user, history, condition, torch.rand(5, 2))
+    vector, _ = query(user, history, condition, torch.rand(5, 2))
     assert vector.shape == (5, 9)
     assert (vector[:, -1] == 1).all()
     candidates = target(user)
@@ -107,6 +112,22 @@ def test_the_last_component_is_the_candidates_bias(data: PreparedData) -> None:
     torch.testing.assert_close(
         candidates, torch.nn.functional.pad(user, (0, 1)) + target.residual(user) - torch.eye(9)[8] * 2
     )
+
+
+def test_without_history_and_interaction_a_score_is_a_bilinear_form_of_two_ids(data: PreparedData) -> None:
+    """Whatever was done before and whenever it is asked: u · W (I + V) v + b(v) + c, of the rows of the user table."""
+    model, batch = model_of(data, PLAIN), reader(data)[0, 0]
+    slots = model.lookup(batch.context.ids)
+    query = model.encode_queries(batch.context, slots).vector
+    scores = query @ model.encode_targets(slots).T
+    actors, (weight, bias) = slots.user[batch.context.actor], model.target_tower.residual.parameters()
+    linear = actors @ model.query_tower.skip.weight[:, :8].T
+    targets = slots.user @ (torch.eye(8) + weight[:8]).T + bias[:8]
+    torch.testing.assert_close(scores, linear @ targets.T + slots.user @ weight[8] + bias[8])
+    names = {name.partition(".")[0] for name, _ in model.named_parameters()}
+    assert names == {"lookup", "query_tower", "target_tower"}
+    model(batch).backward()
+    assert all(p.grad is not None for name, p in model.named_parameters() if not name.startswith("lookup"))
 
 
 def test_without_the_copy_term_every_bonus_is_zero(data: PreparedData) -> None:
@@ -143,8 +164,9 @@ def encoded(model: TwoTower, context: Context) -> tuple[Tensor, list[Tensor]]:
     return result.vector, list(result.bonus.split(context.contact_offsets.diff().tolist()))
 
 
-def test_a_batch_of_queries_is_each_query_alone(data: PreparedData) -> None:
-    model, packer = model_of(data), Packer(data, CONTEXT)
+@SHAPES
+def test_a_batch_of_queries_is_each_query_alone(data: PreparedData, shape: TwoTowerConfig) -> None:
+    model, packer = model_of(data, shape), Packer(data, CONTEXT)
     users = np.repeat(np.arange(data.num_users), 4)
     times = np.tile(np.array([0, 9, 30, 70]) * HOUR, data.num_users)
     vectors, bonuses = encoded(model, pack(packer, queries(users, times, groups=users)))
@@ -154,20 +176,24 @@ def test_a_batch_of_queries_is_each_query_alone(data: PreparedData) -> None:
         torch.testing.assert_close(bonuses[q], bonus[0], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("shape", [SHAPE, MIXTURE], ids=["mlp", "moe"])
 @pytest.mark.parametrize("order", ["user", "time"])
-def test_the_mean_over_ranks_is_the_loss_of_the_global_batch(data: PreparedData, order: str) -> None:
+def test_the_mean_over_ranks_is_the_loss_of_the_global_batch(
+    data: PreparedData, order: str, shape: TwoTowerConfig
+) -> None:
     config = reader(data, order=order, action_weights={"a": 3.0}).config
-    model = model_of(data)
+    model = model_of(data, shape)
     for world_size in (2, 3):
         slices = [Reader(data, CONTEXT, config, 0, rank, world_size)[0, 1] for rank in range(world_size)]
         loss = torch.stack([model(part) for part in slices]).mean()
         torch.testing.assert_close(loss, model(Reader(data, CONTEXT, config)[0, 1]), rtol=1e-4, atol=1e-5)
 
 
-def test_a_slice_without_examples_reaches_every_parameter(data: PreparedData) -> None:
+@SHAPES
+def test_a_slice_without_examples_reaches_every_parameter(data: PreparedData, shape: TwoTowerConfig) -> None:
     """Or the other ranks would wait for its gradients."""
     config = reader(data, batch_size=len(reader(data).event)).config
-    whole, model = Reader(data, CONTEXT, config, 0, 0, 10_000), model_of(data)
+    whole, model = Reader(data, CONTEXT, config, 0, 0, 10_000), model_of(data, shape)
     batch: Batch = whole[0, 0]
     assert len(batch.example) == 0
     loss = model(batch)
@@ -177,11 +203,36 @@ def test_a_slice_without_examples_reaches_every_parameter(data: PreparedData) ->
     assert not missing
 
 
-def test_every_parameter_learns(data: PreparedData) -> None:
-    model = model_of(data)
+def test_a_top_k_gate_adds_its_balance_to_the_loss(data: PreparedData) -> None:
+    """The share of the global weight comes from `scale`, so that ranks add up."""
+    batch = reader(data, action_weights={"a": 3.0})[0, 0]
+    model, without = (model_of(data, dataclasses.replace(ROUTED, balance_loss=weight)) for weight in (0.5, 0.0))
+    gate = model.encode_queries(batch.context, model.lookup(batch.context.ids)).gate
+    assert gate is not None
+    share = batch.weight / batch.weight.sum()
+    routed = share @ (gate_weights(gate, 2) > 0).float() / 2
+    expected = 0.5 * 3 * (routed * (share @ gate.softmax(1))).sum()
+    torch.testing.assert_close(model(batch) - without(batch), expected, rtol=1e-4, atol=1e-5)
+    assert set(model.scalars()["experts"]) == {"share_0", "share_1", "share_2", "entropy"}
+    assert model_of(data).scalars() == {}
+
+
+@SHAPES
+def test_every_parameter_learns(data: PreparedData, shape: TwoTowerConfig) -> None:
+    model = model_of(data, shape)
     model(reader(data, actor_dropout=0.3)[0, 0]).backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+
+
+@SHAPES
+def test_a_step_in_bfloat16_is_close_to_one_in_single_precision(data: PreparedData, shape: TwoTowerConfig) -> None:
+    model, batch = model_of(data, shape), reader(data)[0, 0]
+    expected = model(batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model(batch)
+    loss.backward()
+    torch.testing.assert_close(loss.float(), expected, rtol=0.05, atol=0.05)
 
 
 # The lookup.
@@ -203,7 +254,11 @@ def test_a_user_is_its_vector_plus_the_pooled_vectors_of_its_profile() -> None:
     torch.testing.assert_close(slots.condition[:2], tables.embedding_bags["condition"].weight)
 
 
-@pytest.mark.parametrize("wrong", [{"dim": 6}, {"num_heads": 3}, {"hidden": 0}, {"dim": 0}, {"dense_loss": -0.1}])
+@pytest.mark.parametrize("wrong", [
+    {"dim": 6}, {"num_heads": 3}, {"hidden": 0}, {"dim": 0}, {"dense_loss": -0.1}, {"num_layers": 0},
+    {"num_experts": 0, "interaction": "moe"}, {"gate_top_k": 5, "interaction": "moe"}, {"gate_top_k": 1},
+    {"balance_loss": -1.0},
+])  # fmt: skip
 def test_shapes_that_cannot_be_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(FriendrecError, match="must"):
         TwoTowerConfig(**wrong)

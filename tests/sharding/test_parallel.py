@@ -5,7 +5,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from friendrec.sharding.parallel import local_rows, process_group, shard
+from friendrec.sharding.parallel import local_shards, process_group, shard
 from friendrec.sharding.plan import make_plan
 from friendrec.sharding.tables import Table, embedding_bag_collection, initial_rows
 
@@ -35,8 +35,10 @@ def test_sharding_initialises_rows_and_dense_from_the_seed() -> None:
     model = nn.ModuleDict({"tables": embedding_bag_collection([Table("user", 70_000, 8, ("user",))]), "dense": dense})
     with process_group() as device:
         dmp = shard(model, make_plan(model, 1), device, seed=5)
-        first, rows = local_rows(dmp, "user")
-        assert first == 0
-        assert torch.equal(rows, initial_rows(5, "user", range(70_000), 8))  # more rows than one chunk of the filling
+        (part,) = local_shards(dmp, "user")
+        assert (part.first_row, part.first_column) == (0, 0)
+        assert torch.equal(
+            part.values, initial_rows(5, "user", range(70_000), 8)
+        )  # more rows than one chunk of the filling
     torch.manual_seed(5)
     assert torch.equal(dmp.module["dense"].weight, nn.Linear(8, 2).weight)

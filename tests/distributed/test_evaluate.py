@@ -1,0 +1,76 @@
+"""Evaluation on several ranks: the report that one would write, whatever is scored."""
+
+import json
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from friendrec.datasets.prepared import load_prepared
+from friendrec.pipeline import evaluate
+from friendrec.pipeline.evaluate import EvaluateOptions
+from friendrec.pipeline.evaluation import scoring
+from tests.training import joined, publish_data, train_run
+
+from .harness import Workers
+
+
+@pytest.fixture(scope="module")
+def root(workers: Workers, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """DIR/data, DIR/run, and DIR/lists as another program might make them."""
+    root = tmp_path_factory.mktemp("evaluate")
+    users = load_prepared(publish_data(root / "data", users=80, events=900)).user_ids
+    rng = np.random.default_rng(0)
+    rows = [(user, rank, friend) for user in users for rank, friend in enumerate(rng.choice(users, 12, replace=False))]
+    columns = dict(zip(("user_id", "rank", "candidate_id"), map(np.array, zip(*rows, strict=True)), strict=True))
+    pq.write_table(pa.table(columns), root / "lists.parquet")
+    workers.run(1, train_run, root / "data", root / "run", "--epochs=1", "--workers=0")
+    return root
+
+
+def evaluate_run(options: dict[str, Any]) -> int:
+    """How many questions this rank puts to the model."""
+    asked = 0
+    target_ranks = scoring.target_ranks
+
+    def counted(retriever: Any, queries: Any, targets: Any) -> Any:
+        nonlocal asked
+        asked += len(targets)
+        return target_ranks(retriever, queries, targets)
+
+    with joined(), patch.object(scoring, "BLOCK_QUERIES", 16), patch.object(scoring, "target_ranks", counted):
+        evaluate.main(EvaluateOptions(**options))
+    return asked
+
+
+@pytest.mark.parametrize("what", ["run", "baselines", "recommendations"])
+def test_two_ranks_write_the_report_of_one(workers: Workers, root: Path, tmp_path: Path, what: str) -> None:
+    chosen: dict[str, Any] = {
+        "run": {"run": str(root / "run")},
+        "baselines": {"baselines": True},
+        "recommendations": {"recommendations": str(root / "lists.parquet")},
+    }[what]
+    scored = {}
+    for ranks in (1, 2):
+        options = {"data": str(root / "data"), "out": str(tmp_path / f"{ranks}"), **chosen}
+        scored[ranks] = workers.run(ranks, evaluate_run, options)
+    one, two = (json.loads((tmp_path / f"{ranks}" / "metrics.json").read_text()) for ranks in (1, 2))
+    assert one == two
+    assert (tmp_path / "1" / "report.html").read_text() == (tmp_path / "2" / "report.html").read_text()
+    if what == "run":
+        assert sum(scored[2]) == scored[1][0], "no question is asked twice"
+        assert min(scored[2]) > 0.25 * scored[1][0]
+        assert one["tasks"]["next_contact"]["live"]["recall@10"] > 0
+
+
+def test_a_use_of_the_test_period_is_one_use_on_two_ranks(workers: Workers, root: Path, tmp_path: Path) -> None:
+    options = {
+        "data": str(root / "data"), "run": str(root / "run"), "out": str(tmp_path / "report"), "period": "test",
+    }  # fmt: skip
+    workers.run(2, evaluate_run, options)
+    assert json.loads((tmp_path / "report" / "metrics.json").read_text())["protocol"]["test_uses"] == 1
+    assert len((root / "run" / evaluate.TEST_USES).read_text().splitlines()) == 1
