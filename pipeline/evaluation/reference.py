@@ -47,6 +47,25 @@ def random_split(num_examples: int, seed: int) -> Split:
     return Split(*np.split(order, [int(0.8 * num_examples), int(0.8 * num_examples) + int(0.1 * num_examples)]))
 
 
+def temporal_split(data: PreparedData, entries: NDArray[np.int64]) -> Split:
+    """The same shares of the examples with those `entries` `[T]`, cut by time: what the random split hides."""
+    event = np.empty(len(data.direction), np.int64)
+    event[data.event_entry] = np.arange(data.num_events)
+    order = np.argsort(event[entries])
+    return Split(*np.split(order, [int(0.8 * len(order)), int(0.8 * len(order)) + int(0.1 * len(order))]))
+
+
+def history_steps(actor: NDArray[np.int64], train: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Examples that lie inside a train example's sequence or are one, ascending; `actor` `[T]` is sorted.
+
+    The concept repository's training predicts every step of each training history, whatever the split says of it:
+    a test example is among them wherever the actor's train examples hold a later one.
+    """
+    last = np.full(actor.max(initial=-1) + 1, -1)
+    np.maximum.at(last, actor[train], train)
+    return np.flatnonzero(np.arange(len(actor)) <= last[actor])
+
+
 def reference_metrics(
     score: Score, examples: NDArray[np.int64], targets: NDArray[np.int64], num_users: int, seed: int
 ) -> dict[str, float]:

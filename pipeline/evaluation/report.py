@@ -70,11 +70,12 @@ def write_report(
     path.write_text(html)
 
 
-def write_link_report(path: Path, metrics: dict[str, Any], lineage: dict[str, str]) -> None:
-    """Write the page of the link protocol."""
+def write_protocol_report(path: Path, metrics: dict[str, Any], lineage: dict[str, str]) -> None:
+    """Write the page of a protocol that has a template of its own."""
     from jinja2 import Environment
 
-    template = files("friendrec.pipeline.evaluation").joinpath("link.html.jinja").read_text()
+    name = f"{metrics['protocol']['name']}.html.jinja"
+    template = files("friendrec.pipeline.evaluation").joinpath(name).read_text()
     path.write_text(
         Environment(autoescape=True, trim_blocks=True).from_string(template).render(m=metrics, lineage=lineage)
     )
