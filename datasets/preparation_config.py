@@ -25,6 +25,8 @@ class PreparationConfig:
     """Names of the columns where they differ, as `actor_id=src,target_id=dst,action=kind,timestamp=t,user_id=id`."""
     time_unit: Literal["s", "ms", "us", "ns"] | None = None
     """Unit of integer timestamps: s, ms, us or ns since 1970. Leave out where timestamps have a type of their own."""
+    single_action: str | None = None
+    """Where the log has no column of actions: what to call the one that every row is, as `message`."""
     actions: str | None = None
     """The actions to keep, as `message,accept`; all where left out."""
     roles: str | None = None
@@ -51,6 +53,11 @@ class PreparationConfig:
         for name in self.column_of:
             if name not in COLUMNS:
                 raise FriendrecError(f"--columns maps {name}: write one of {', '.join(COLUMNS)} before the =")
+        if self.single_action is not None and "action" in self.column_of:
+            raise FriendrecError(
+                f"--single-action {self.single_action} leaves no use for the column action={self.column_of['action']} "
+                "of --columns: leave one of them out"
+            )
         for name, role in self.role_of.items():
             if role not in ROLES:
                 raise FriendrecError(f"--roles gives {name} the role {role}: it is one of {', '.join(ROLES)}")

@@ -10,7 +10,7 @@ Columns missing from the files are looked for in the folder names (`date=2024-01
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote
@@ -34,9 +34,10 @@ ALIASES = {
     "actor_id": ("actor", "src", "source", "from", "from_id", "sender", "sender_id", "user_id", "user", "u"),
     "target_id": ("target", "dst", "dest", "destination", "to", "to_id", "receiver", "recipient", "friend_id", "v"),
     "action": ("type", "kind", "event", "event_type", "action_type", "verb", "label"),
-    "timestamp": ("time", "ts", "t", "date", "datetime", "created_at", "event_time"),
+    "timestamp": ("time", "ts", "t", "date", "datetime", "created_at", "event_time", "sent_at"),
     "user_id": ("id", "user", "uid", "actor_id"),
 }
+TIME_ENDINGS = ("_at", "_on", "_ts", "time", "date")
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,11 @@ class ParquetFile:
     def type_of(self, column: str) -> pa.DataType:
         """The type of a column of the file; one that only the path has is a string."""
         return plain(self.types.get(column, pa.string()))
+
+    def with_constant(self, column: str, value: str) -> "ParquetFile":
+        """The same file as if its path said that the column has this value throughout."""
+        types = {name: kind for name, kind in self.types.items() if name != column}
+        return replace(self, types=types, partition={**self.partition, column: value})
 
     def read(self, columns: Sequence[str]) -> Iterator[pa.Table]:
         """The columns in tables of READ_ROWS rows; a column that only the path has is constant."""
@@ -97,12 +103,18 @@ class Log:
                 yield pa.table([*ids_and_action, microseconds(time, str(unit))], schema=self.schema)
 
 
-def open_log(path: str, columns: dict[str, str], time_unit: str | None) -> Log:
-    """Find and check the files of a log. `columns` maps LOG_COLUMNS to the names they have there."""
+def open_log(path: str, columns: dict[str, str], time_unit: str | None, single_action: str | None = None) -> Log:
+    """Find and check the files of a log. `columns` maps LOG_COLUMNS to the names they have there.
+
+    With `single_action` every row has that action, and no column is read for it.
+    """
     files = find_parquet(path, "--interactions")
     names = tuple(columns.get(name, name) for name in LOG_COLUMNS)
+    if single_action is not None:
+        files = tuple(file.with_constant(names[2], single_action) for file in files)
+    has_actions = any(names[2] in (*file.types, *file.partition) for file in files)
     for file in files:
-        check_columns(file, LOG_COLUMNS, columns)
+        check_columns(file, LOG_COLUMNS, columns, has_actions)
         _check_action(file, names[2])
         _check_time(file, names[3], time_unit)
     id_types = {(name, id_type(file, name)): file for file in files for name in names[:2]}
@@ -131,8 +143,11 @@ def find_parquet(path: str, option: str) -> tuple[ParquetFile, ...]:
     return files
 
 
-def check_columns(file: ParquetFile, wanted: Sequence[str], columns: dict[str, str]) -> None:
-    """Raise, with the closest names there are, unless the file has every wanted column under its mapped name."""
+def check_columns(file: ParquetFile, wanted: Sequence[str], columns: dict[str, str], has_actions: bool = True) -> None:
+    """Raise, with the closest names there are, unless the file has every wanted column under its mapped name.
+
+    A log that has no column of actions in any file, and none that could be one, may do with a single action.
+    """
     there = [*file.types, *(key for key in file.partition if key not in file.types)]
     missing = [name for name in wanted if columns.get(name, name) not in there]
     if not missing:
@@ -140,12 +155,17 @@ def check_columns(file: ParquetFile, wanted: Sequence[str], columns: dict[str, s
     mapping = {name: columns.get(name, name) for name in wanted if name not in missing}
     free = [column for column in there if column not in mapping.values()]
     for name in missing:
-        mapping[name] = _closest(name, free) or "<column>"
+        fit = [column for column in free if name != "timestamp" or _is_time(file.type_of(column))]
+        mapping[name] = _closest(name, fit) or "<column>"
         free = [column for column in free if column != mapping[name]]
     lacks = ", ".join(columns.get(name, name) for name in missing)
     renamed = columns | {name: mapping[name] for name in missing}
+    single: dict[str, str] = {}
+    if not has_actions and mapping["action"] == "<column>" and not any(_is_string(file.type_of(c)) for c in free):
+        del renamed["action"]
+        single = {"single_action": "interaction"}
     change = ",".join(f"{name}={column}" for name, column in renamed.items() if name != column) or None
-    raise Correctable(f"{file.path} has no column {lacks}; it has {', '.join(there)}", columns=change)
+    raise Correctable(f"{file.path} has no column {lacks}; it has {', '.join(there)}", columns=change, **single)
 
 
 def id_type(file: ParquetFile, column: str) -> pa.DataType:
@@ -190,7 +210,7 @@ def _check_time(file: ParquetFile, column: str, time_unit: str | None) -> None:
     if pa.types.is_timestamp(kind):
         if time_unit is not None:
             raise Correctable(f"{file.path}: column {column} is {kind} and knows its unit", time_unit=None)
-    elif not pa.types.is_integer(kind) or kind == pa.uint64():
+    elif not _is_time(kind):
         raise FriendrecError(
             f"{file.path}: column {column} is {kind}, times are timestamps or integers with --time-unit: "
             f"cast it and write the file again, or name another column by --columns timestamp=<column>"
@@ -213,6 +233,8 @@ def _closest(name: str, columns: Sequence[str]) -> str | None:
         if alias in lowered:
             return lowered[alias]
     matches = difflib.get_close_matches(name, lowered, n=1, cutoff=0.5)
+    if name == "timestamp" and not matches:
+        matches = [column for column in lowered if column.endswith(TIME_ENDINGS)]
     return lowered[matches[0]] if matches else None
 
 
@@ -237,12 +259,20 @@ def _is_hidden(name: str, root: str) -> bool:
 
 
 def _unreadable(path: str) -> FriendrecError:
+    if path.endswith((".csv", ".tsv", ".json", ".jsonl")):
+        return FriendrecError(
+            f"{path} is not Parquet: convert it, as by COPY (FROM 'log.csv') TO 'log.parquet' in DuckDB"
+        )
     return FriendrecError(f"{path} is truncated, damaged or not Parquet: write it again")
 
 
 def plain(kind: pa.DataType) -> pa.DataType:
     """The type of the values of a column, dictionary-encoded or not."""
     return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+def _is_time(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_timestamp(kind) or (pa.types.is_integer(kind) and kind != pa.uint64()))
 
 
 def _is_string(kind: pa.DataType) -> bool:

@@ -13,7 +13,9 @@ from friendrec import __version__
 from friendrec.errors import FriendrecError
 from friendrec.pipeline.arguments import did_you_mean, parse_options
 
-VERBS = ("simulate", "prepare", "train", "export", "index", "evaluate", "recommend", "pipeline")
+JOBS = ("simulate", "prepare", "train", "export", "index", "evaluate", "recommend", "compare", "pipeline")
+"""Verbs with a TorchX component."""
+VERBS = (*JOBS, "show", "presets")
 USER_MISTAKE = 2
 INTERRUPTED = 130
 
@@ -59,8 +61,9 @@ def read_verb(argv: Sequence[str]) -> tuple[ModuleType, Any]:
     try:
         return module, _parse(verb, module, rest)
     except SystemExit:  # --help was printed
-        separator = "" if verb == "pipeline" else " --"
-        print(f"as a job:\n  torchx run -s local_cwd torchx_components/components.py:{verb}{separator} ...")
+        if verb in JOBS:
+            separator = "" if verb == "pipeline" else " --"
+            print(f"as a job:\n  torchx run -s local_cwd torchx_components/components.py:{verb}{separator} ...")
         raise
 
 

@@ -1,9 +1,10 @@
 """Evaluate a run, or vectors or lists made elsewhere, beside baselines.
 
-Writes metrics.json and report.html, which opens with the network off. Every event of the period is ranked among all
-users of the train period; the validation period is scored unless the test period is asked for,
-and each use of the test period is counted in the run. This is the temporal protocol; figures of the others are for
-comparison with the literature only.
+Writes metrics.json, report.html, which opens with the network off, and the model's ranks.npz. Every event of the
+period is ranked among all users of the train period; the validation period is scored unless the test period is asked
+for, and each use of the test period is counted in the run. This is the temporal protocol; figures of the others are
+for comparison with the literature only. Processes that are launched together share the events; each opens the run,
+and holds the vectors of all candidates.
 """
 
 import json
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from friendrec.errors import FriendrecError
 from friendrec.pipeline.publish import Manifest, is_finished, open_published, publish
+from friendrec.pipeline.together import is_rank_zero, publish_together, say
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -30,8 +32,11 @@ EXAMPLES = """
 friendrec evaluate --data data --run run --baselines --out report
 friendrec evaluate --data data --run run --index index --baselines --period test --out report-test
 friendrec evaluate --data data --baselines --out report-baselines
+friendrec evaluate --data data --baselines --oracle log --out report-oracle
 friendrec evaluate --data data --recommendations lists --baselines --out report-lists
+torchrun --nproc-per-node 2 --no-python friendrec evaluate --data data --run run --baselines --out report
 friendrec evaluate --data data --protocol link --out report-link
+friendrec evaluate --data data --protocol reference --out report-reference
 """
 
 
@@ -52,9 +57,13 @@ class EvaluateOptions:
     """validation: what decisions may be based on. test: the last events of the log, for a final figure."""
     baselines: bool = False
     """Put hand-made and fitted scores beside it: 21 of them, or 19 where the package implicit is not installed."""
-    protocol: Literal["temporal", "link"] = "temporal"
+    oracle: str | None = None
+    """Directory or URL that `friendrec simulate` made, where the data is of that log: beside the baselines, live, the
+    ranking by the generator's own probabilities, which no method beats but by luck."""
+    protocol: Literal["temporal", "link", "reference"] = "temporal"
     """temporal: the whole ranking, live and frozen. link: the literature's, each test event against one random target
-    (an easy question), on the log before cleaning; it scores EdgeBank."""
+    (an easy question), on the log before cleaning; it scores EdgeBank. reference: the concept repository's, which
+    tests what was trained on (leaky); it trains and scores both presets, some minutes on a log of 20,000 events."""
     interactions: str | None = None
     """Of the protocol link: the log, where it is no longer where `friendrec prepare` read it."""
     out: str
@@ -66,19 +75,29 @@ def main(options: EvaluateOptions) -> None:
     _check(options)
     inputs = _inputs(options)
     if is_finished(options.out, kind="report", options=options, inputs=inputs):
-        print(f"{options.out} is this report already.")
+        say(f"{options.out} is this report already.")
         return
-    with publish(options.out, kind="report", options=options, inputs=inputs) as attempt:
-        metrics = _evaluate_links(options, attempt) if options.protocol == "link" else _evaluate(options, attempt)
-    _show(metrics, options.out)
+    if options.protocol == "temporal":
+        from friendrec.sharding.parallel import process_group
+
+        with (
+            process_group(),
+            publish_together(options.out, kind="report", options=options, inputs=inputs, extra={}) as attempt,
+        ):
+            metrics = _evaluate(options, attempt)
+    elif is_rank_zero():  # the other protocols take one process
+        with publish(options.out, kind="report", options=options, inputs=inputs) as attempt:
+            metrics = {"link": _evaluate_links, "reference": _evaluate_reference}[options.protocol](options, attempt)
+    if is_rank_zero():
+        _show(metrics, options.out)
 
 
 def _check(options: EvaluateOptions) -> None:
-    if options.protocol == "link":
-        _check_link(options)
-        return
-    if options.interactions is not None:
+    if options.interactions is not None and options.protocol != "link":
         raise FriendrecError("--interactions is for the protocol link alone: leave it out, or pass --protocol link")
+    if options.protocol != "temporal":
+        _check_fixed(options)
+        return
     given = [name for name in ("run", "embeddings", "recommendations") if getattr(options, name) is not None]
     if len(given) > 1:
         raise FriendrecError(f"--{' and --'.join(given)} are scored one at a time: pass one of them")
@@ -90,21 +109,25 @@ def _check(options: EvaluateOptions) -> None:
         raise FriendrecError("an index cannot be evaluated without the model that asks it: pass --run RUN as well")
 
 
-def _check_link(options: EvaluateOptions) -> None:
+def _check_fixed(options: EvaluateOptions) -> None:
+    """The other protocols say themselves what is scored."""
+    scored = {"link": "scores EdgeBank", "reference": "trains models of its own"}[options.protocol]
     defaults = EvaluateOptions(data="", out="")
-    for name in ("run", "index", "embeddings", "recommendations", "period", "baselines"):
+    for name in ("run", "index", "embeddings", "recommendations", "period", "baselines", "oracle"):
         if getattr(options, name) != getattr(defaults, name):
-            raise FriendrecError(f"--{name} has no meaning in the protocol link, which scores EdgeBank: leave it out")
+            raise FriendrecError(
+                f"--{name} has no meaning in the protocol {options.protocol}, which {scored}: leave it out"
+            )
 
 
 def _inputs(options: EvaluateOptions) -> dict[str, str]:
-    names = ("data", "run", "index", "embeddings", "recommendations", "interactions")
+    names = ("data", "run", "index", "embeddings", "recommendations", "interactions", "oracle")
     return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
 
 
 def _evaluate_links(options: EvaluateOptions, attempt: Path) -> dict[str, Any]:
     from friendrec.pipeline.evaluation.link import edge_bank, read_uncleaned
-    from friendrec.pipeline.evaluation.report import write_link_report
+    from friendrec.pipeline.evaluation.report import write_protocol_report
 
     log, rows = read_uncleaned(open_published(options.data, "data")[1], options.interactions)
     metrics = {
@@ -112,16 +135,35 @@ def _evaluate_links(options: EvaluateOptions, attempt: Path) -> dict[str, Any]:
         "link": {"edge_bank": edge_bank(*rows)},
     }
     (attempt / "metrics.json").write_text(json.dumps(metrics, indent=1, allow_nan=False) + "\n")
-    write_link_report(attempt / "report.html", metrics, {"data": options.data, "interactions": log})
+    write_protocol_report(attempt / "report.html", metrics, {"data": options.data, "interactions": log})
+    return metrics
+
+
+def _evaluate_reference(options: EvaluateOptions, attempt: Path) -> dict[str, Any]:
+    from friendrec.datasets.prepared import load_prepared
+    from friendrec.pipeline.evaluation.reference_table import STEPS, reference_table
+    from friendrec.pipeline.evaluation.report import write_protocol_report
+
+    data = load_prepared(open_published(options.data, "data")[0])
+    with _progress() as progress:
+        task = progress.add_task("training", total=STEPS)
+        metrics = reference_table(data, advance=lambda: progress.advance(task))
+    (attempt / "metrics.json").write_text(json.dumps(metrics, indent=1, allow_nan=False) + "\n")
+    write_protocol_report(attempt / "report.html", metrics, _inputs(options))
     return metrics
 
 
 def _evaluate(options: EvaluateOptions, attempt: Path) -> dict[str, Any]:
+    """Every rank scores its share; rank 0 writes the report, the others have nothing to say."""
+    import torch.distributed as dist
+
     from friendrec.datasets.prepared import load_prepared
     from friendrec.pipeline.evaluation.fitted import missing_baselines
-    from friendrec.pipeline.evaluation.ranking import score
+    from friendrec.pipeline.evaluation.oracle import open_oracle
+    from friendrec.pipeline.evaluation.ranking import gather, score
     from friendrec.pipeline.evaluation.report import write_report
     from friendrec.pipeline.evaluation.results import results
+    from friendrec.pipeline.evaluation.stored import save_ranks
     from friendrec.pipeline.evaluation.tasks import Exclusions, scored_events
 
     data = load_prepared(open_published(options.data, "data")[0])
@@ -129,9 +171,13 @@ def _evaluate(options: EvaluateOptions, attempt: Path) -> dict[str, Any]:
     events, counts = scored_events(data, options.period, exclusions)
     run, manifest = open_published(options.run, "run") if options.run is not None else (None, None)
     scored, said = _open_source(options, data)
+    oracle = open_oracle(options.oracle, events, data) if options.oracle is not None else None
+    rank, share = dist.get_rank(), slice(dist.get_rank(), None, dist.get_world_size())
+    with _progress(disable=rank > 0) as progress:
+        evaluation = gather(score(data, events, exclusions, scored, options.baselines, progress, share, oracle))
+    if rank > 0:
+        return {}
     uses = _test_uses(run, options) if run is not None else None
-    with _progress() as progress:
-        evaluation = score(data, events, exclusions, scored, options.baselines, progress)
     metrics = {
         "protocol": {
             "name": "temporal",
@@ -148,6 +194,7 @@ def _evaluate(options: EvaluateOptions, attempt: Path) -> dict[str, Any]:
         "model": _model(manifest) | said,
     }
     (attempt / "metrics.json").write_text(json.dumps(metrics, indent=1, allow_nan=False) + "\n")
+    save_ranks(attempt, evaluation)
     losses = run / "metrics.jsonl" if run is not None else None
     write_report(attempt / "report.html", metrics, evaluation, losses, _inputs(options))
     return metrics
@@ -202,17 +249,17 @@ def _iso(microseconds: int) -> str:
     return datetime.fromtimestamp(microseconds / 1e6, UTC).isoformat()
 
 
-def _progress() -> "AbstractContextManager[Progress]":
+def _progress(disable: bool = False) -> "AbstractContextManager[Progress]":
     from rich.console import Console
     from rich.progress import Progress
 
-    return Progress(console=Console(stderr=True), transient=True)
+    return Progress(console=Console(stderr=True), transient=True, disable=disable)
 
 
 def _show(metrics: dict[str, Any], out: str) -> None:
     from rich.console import Console
 
-    from friendrec.pipeline.summary import metrics_table
+    from friendrec.pipeline.summary import metrics_table, reference_summary
 
     console = Console()
     if "link" in metrics:
@@ -220,5 +267,5 @@ def _show(metrics: dict[str, Any], out: str) -> None:
             precision, area = (f"{row[key]:.2%} ± {row[f'{key}_sd']:.2%}" for key in ("average_precision", "auc"))
             console.print(f"{name}: average precision {precision}, area under the curve {area}", highlight=False)
     else:
-        console.print(metrics_table(metrics))
+        console.print(reference_summary(metrics) if "reference" in metrics else metrics_table(metrics))
     console.print(f"{out}/report.html", soft_wrap=True, highlight=False)

@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -75,8 +75,11 @@ def describe(
     options: object,
     inputs: Mapping[str, str | Path],
     extra: Mapping[str, Any],
+    only: Collection[str] | None = None,
 ) -> Manifest:
-    """The manifest of a directory as it is now."""
+    """The manifest of a directory as it is now: of all files below, or of those named alone."""
+    found = files_below(directory)
+    counted = found.keys() - {MANIFEST} if only is None else only
     return Manifest(
         kind=kind,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -84,7 +87,7 @@ def describe(
         options=plain(options),
         inputs={name: {"path": absolute(path), "fingerprint": fingerprint(path)} for name, path in inputs.items()},
         versions=versions(),
-        files={name: checksum(path) for name, path in sorted(files_below(directory).items()) if name != MANIFEST},
+        files={name: checksum(found[name]) for name in sorted(counted)},
         extra=plain(extra),
     )
 
@@ -96,13 +99,15 @@ def write_manifest(
     options: object,
     inputs: Mapping[str, str | Path],
     extra: Mapping[str, Any] | None = None,
+    only: Collection[str] | None = None,
 ) -> Manifest:
     """Finish a directory in place: checksum its files and write its manifest, whole or not at all.
 
-    For stages that resume in their own output (train); the others use `publish`.
+    For stages that resume in their own output (train, compare); the others use `publish`. `only` these files count
+    where others below have manifests of their own.
     """
     directory = Path(directory)
-    manifest = describe(directory, kind=kind, options=options, inputs=inputs, extra=extra or {})
+    manifest = describe(directory, kind=kind, options=options, inputs=inputs, extra=extra or {}, only=only)
     unfinished = directory / f"{MANIFEST}.unfinished"
     unfinished.write_text(manifest.to_json())
     sync(unfinished)

@@ -8,18 +8,27 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Container, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+from friendrec.datasets.preparation_config import Correctable
 from friendrec.errors import FriendrecError
+from friendrec.pipeline.cli import read_verb
+from friendrec.pipeline.prepare import open_inputs, option_words
 from friendrec.pipeline.publish import fingerprint, open_published
 
 EXAMPLES = """
 friendrec pipeline --interactions log.parquet --out work
 friendrec pipeline --interactions log.parquet --out work --nproc 2 --train-args="--max-minutes 5"
-friendrec pipeline --interactions log.parquet --out work --prepare-args="--columns actor_id=src --time-unit ms"
+friendrec pipeline --interactions log/ --out work --prepare-args="--columns actor_id=src,timestamp=t --time-unit ms"
 """
+DECIDES = {
+    "interactions": "prepare", "prepare_args": "prepare", "preset": "train", "train_args": "train",
+    "evaluate_args": "evaluate",
+}  # fmt: skip
+"""The first stage that depends on an option."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +45,10 @@ class PipelineOptions:
     """TorchX scheduler that runs the stages: local_cwd is this machine."""
     scheduler_args: str = ""
     """Its options, as in `torchx run -cfg key=value,key=value`."""
+    image: str = "friendrec:latest"
+    """Container image of the stages, where the scheduler runs containers."""
+    mounts: str = ""
+    """Volumes of the stages, as TorchX writes them: type=bind,src=/data,dst=/data."""
     prepare_args: str = ""
     """More options of `friendrec prepare`, in one string: --prepare-args="--time-unit ms"."""
     train_args: str = ""
@@ -59,8 +72,11 @@ def main(options: PipelineOptions) -> None:
     from friendrec.pipeline.summary import print_summary
 
     out = options.out if "://" in options.out else str(Path(options.out).absolute())
-    _remember(options, out)
-    for stage in _unfinished(_stages(options, out)):
+    stages = _stages(options, out)
+    finished = [stage.verb for stage in stages if _is_finished(stage)]
+    _check(stages, finished)
+    _remember(options, out, finished)
+    for stage in _unfinished(stages):
         _run(stage, options, out)
         if not _is_finished(stage):
             raise FriendrecError(f"{stage.verb} stopped before its end: run the same command to go on")
@@ -101,21 +117,36 @@ def _is_finished(stage: Stage) -> bool:
     return True
 
 
-def _remember(options: PipelineOptions, out: str) -> None:
-    """Hold the directory to one log and one set of options: going on with others would mix two models."""
+def _check(stages: list[Stage], finished: Container[str]) -> None:
+    """Tell mistakes in the options of any stage, and in the log, before the first job starts."""
+    for stage in stages:
+        _, options = read_verb([stage.verb, *stage.args, "--out", stage.output])
+        if stage.verb != "prepare" or stage.verb in finished:
+            continue
+        try:
+            open_inputs(options)
+        except Correctable as mistake:
+            words = option_words(replace(options, **mistake.change), without=("interactions", "out"))
+            raise FriendrecError(
+                f"{mistake}: run the same command with --prepare-args={shlex.quote(shlex.join(words))}"
+            ) from mistake
+
+
+def _remember(options: PipelineOptions, out: str, finished: Container[str]) -> None:
+    """Hold the directory to one log and one set of options: going on with others would mix two models.
+
+    What only stages decide that are not finished may still change.
+    """
     import fsspec
 
-    settings = asdict(options) | {"interactions": fingerprint(options.interactions)}
-    for name in ("out", "nproc", "scheduler", "scheduler_args"):
-        del settings[name]
+    settings = {name: getattr(options, name) for name in DECIDES} | {"interactions": fingerprint(options.interactions)}
     fs, root = fsspec.core.url_to_fs(f"{out}/pipeline.json")
-    if fs.exists(root):
-        before = json.loads(fs.cat_file(root))
-        changed = [name for name, value in settings.items() if before.get(name) != value]
-        if changed:
-            names = " and ".join(f"--{name.replace('_', '-')}" for name in changed)
-            raise FriendrecError(f"{out} was begun with other {names}: choose another --out")
-        return
+    before = json.loads(fs.cat_file(root)) if fs.exists(root) else {}
+    kept = {name: value for name, value in settings.items() if DECIDES[name] in finished}
+    changed = [name for name, value in kept.items() if before.get(name, value) != value]
+    if changed:
+        names = " and ".join(f"--{name.replace('_', '-')}" for name in changed)
+        raise FriendrecError(f"{out} was begun with other {names}: choose another --out")
     fs.makedirs(root.rpartition("/")[0], exist_ok=True)
     fs.pipe_file(root, json.dumps(settings, indent=1).encode())
 
@@ -129,8 +160,9 @@ def _run(stage: Stage, options: PipelineOptions, out: str) -> None:
     from friendrec.torchx_components import components
 
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # the jobs' `python`
-    several = {"nproc": stage.nproc} if stage.nproc > 1 else {}
-    app = getattr(components, stage.verb)(*stage.args, "--out", stage.output, **several)
+    chosen: dict[str, Any] = {"image": options.image, "mounts": options.mounts.split(",") if options.mounts else None}
+    chosen |= {"nproc": stage.nproc} if stage.nproc > 1 else {}
+    app = getattr(components, stage.verb)(*stage.args, "--out", stage.output, **chosen)
     try:
         with get_runner() as runner:
             cfg = runner.scheduler_run_opts(options.scheduler).cfg_from_str(options.scheduler_args)

@@ -2,7 +2,7 @@
 
 import shlex
 import shutil
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = """\
 friendrec prepare --interactions log.parquet --out data
-friendrec prepare --interactions log/ --columns actor_id=src,target_id=dst --time-unit s --out data
+friendrec prepare --interactions log/ --columns actor_id=src,target_id=dst --time-unit ms --out data
 friendrec prepare --interactions log/ --users users.parquet --roles request=history,block=exclude --out data
 """
 
@@ -48,7 +48,7 @@ def main(options: PrepareOptions) -> None:
     console = Console()
     inputs = {"interactions": options.interactions} | ({"users": options.users} if options.users else {})
     try:
-        log, users = _open_inputs(options)
+        log, users = open_inputs(options)
         if is_finished(options.out, kind="data", options=options, inputs=inputs):
             console.print(f"{options.out} is up to date")
             return
@@ -65,21 +65,27 @@ def main(options: PrepareOptions) -> None:
 
 def corrected_command(options: PrepareOptions) -> str:
     """The command that has these options, defaults left out."""
-    words = ["friendrec", "prepare"]
+    return shlex.join(["friendrec", "prepare", *option_words(options)])
+
+
+def option_words(options: PrepareOptions, without: Container[str] = ()) -> list[str]:
+    """The words of a command line that have these options, defaults left out."""
+    words = []
     for field in sorted(fields(options), key=lambda field: field.name != "interactions"):
         value = getattr(options, field.name)
-        if value != field.default:
+        if value != field.default and field.name not in without:
             words += [f"--{field.name.replace('_', '-')}", str(value)]
-    return shlex.join(words)
+    return words
 
 
-def _open_inputs(options: PrepareOptions) -> tuple["Log", "Users | None"]:
+def open_inputs(options: PrepareOptions) -> tuple["Log", "Users | None"]:
+    """The log and the users, their columns and types checked; `Correctable` where other options would mend it."""
     from friendrec.datasets.profiles import open_users
     from friendrec.datasets.schema import open_log
 
     interactions, users = _simulated(options.interactions)
     users = options.users or users
-    log = open_log(interactions, options.column_of, options.time_unit)
+    log = open_log(interactions, options.column_of, options.time_unit, options.single_action)
     return log, open_users(users, options.column_of, log.id_type) if users else None
 
 

@@ -28,7 +28,17 @@ from friendrec.pipeline.manifest import (
     write_manifest,
 )
 
-__all__ = ["KINDS", "File", "Manifest", "fingerprint", "is_finished", "open_published", "publish", "write_manifest"]
+__all__ = [
+    "KINDS",
+    "File",
+    "Manifest",
+    "fingerprint",
+    "is_finished",
+    "open_published",
+    "publish",
+    "read_manifest",
+    "write_manifest",
+]
 
 KINDS = {
     "log": ("a log", "simulate", "--interactions"),
@@ -36,6 +46,7 @@ KINDS = {
     "run": ("a run", "train", "--run"),
     "embeddings": ("embeddings", "export", "--embeddings"),
     "index": ("an index", "index", "--index"),
+    "comparison": ("a comparison", "compare", "--out"),
     "report": ("a report", "evaluate", "--out"),
     "recommendations": ("recommendations", "recommend", "--recommendations"),
 }
@@ -90,6 +101,14 @@ def open_published(path: str | Path, kind: str | None = None, verify: bool = Fal
 
     Sizes are always checked, checksums when `verify` is true.
     """
+    manifest = read_manifest(path, kind)
+    directory = _fetch(str(path), manifest) if _is_url(path) else _local(path)
+    _check_files(directory, manifest, verify)
+    return directory, manifest
+
+
+def read_manifest(path: str | Path, kind: str | None = None) -> Manifest:
+    """The manifest of something published; its files are neither fetched nor looked at."""
     if not _exists(path):
         raise FriendrecError(f"{path} does not exist: {_remedy(kind)}")
     if not _exists(path, MANIFEST):
@@ -97,9 +116,7 @@ def open_published(path: str | Path, kind: str | None = None, verify: bool = Fal
     manifest = _read_manifest(path)
     if kind is not None and manifest.kind != kind:
         raise FriendrecError(f"{path} is {_noun(manifest.kind)}, expected {_noun(kind)}: {_remedy(kind)}")
-    directory = _fetch(str(path), manifest) if _is_url(path) else _local(path)
-    _check_files(directory, manifest, verify)
-    return directory, manifest
+    return manifest
 
 
 def _noun(kind: str) -> str:

@@ -12,12 +12,12 @@ from friendrec.pipeline.times import end_of_log, format_time, parse_time
 from friendrec.pipeline.together import publish_together, say
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import numpy as np
+    import pyarrow as pa
     from numpy.typing import NDArray
 
     from friendrec.datasets.prepared import PreparedData
+    from friendrec.pipeline.inference import Recommender
 
 EXAMPLES = """
 friendrec recommend --run RUN --data DATA --index INDEX --k 100 --out RECS
@@ -56,10 +56,10 @@ def main(options: RecommendOptions) -> None:
         return
     wanted = parse_time(options.as_of, "--as-of") if options.as_of else None
     import numpy as np
+    import pyarrow.parquet as pq
     import torch.distributed as dist
-    from rich.progress import track
 
-    from friendrec.pipeline.inference import num_blocks, open_recommender
+    from friendrec.pipeline.inference import open_recommender
     from friendrec.sharding.parallel import process_group
 
     recommender = open_recommender(options.run, options.data, options.index)
@@ -72,58 +72,65 @@ def main(options: RecommendOptions) -> None:
         with publish_together(
             options.out, kind="recommendations", options=options, inputs=inputs, extra=extra
         ) as attempt:
-            blocks = np.array_split(share, num_blocks(len(share)))
-            rows = [
-                recommender.recommend(block, np.full(len(block), as_of), options.k)
-                for block in track(blocks, "recommending", disable=rank > 0)
-            ]
-            ids, scores = (np.concatenate(part) for part in zip(*rows, strict=True))
-            _write(attempt / f"part-{rank}.parquet", data, share, ids, scores)
+            table = recommendations(recommender, share, as_of, options.k, progress=rank == 0)
+            pq.write_table(table, attempt / f"part-{rank}.parquet")
         say(f"{len(users):,} users as of {format_time(as_of)}: {options.out}")
+
+
+def recommendations(
+    recommender: "Recommender", users: "NDArray[np.int64]", as_of: int, k: int, progress: bool = False
+) -> "pa.Table":
+    """The best k candidates of dense user rows as of a time (µs): columns user_id, rank, candidate_id, score."""
+    import numpy as np
+    import pyarrow as pa
+    from rich.progress import track
+
+    from friendrec.pipeline.inference import num_blocks
+
+    blocks = np.array_split(users, num_blocks(len(users)))
+    rows = [
+        recommender.recommend(block, np.full(len(block), as_of), k)
+        for block in track(blocks, "recommending", disable=not progress)
+    ]
+    ids, scores = (np.concatenate(part) for part in zip(*rows, strict=True))
+    query, place = np.nonzero(ids >= 0)  # -1 where there is none
+    user_ids = recommender.data.user_ids
+    columns = {
+        "user_id": user_ids[users[query]],
+        "rank": (place + 1).astype(np.int32),
+        "candidate_id": user_ids[ids[query, place]],
+        "score": scores[query, place],
+    }
+    return pa.table(columns)
 
 
 def chosen_users(file: str | None, data: "PreparedData") -> "NDArray[np.int64]":
     """Dense rows of the users named in a Parquet file, in its order, or of all."""
     import numpy as np
     import pyarrow as pa
-    import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     if file is None:
         return np.arange(data.num_users)
-    known = pa.array(data.user_ids)
     try:
-        wanted = pq.read_table(file, columns=["user_id"])["user_id"].cast(known.type)
+        wanted = pq.read_table(file, columns=["user_id"])["user_id"].cast(pa.array(data.user_ids).type)
     except (OSError, pa.ArrowException) as error:
         reason = "no such file" if isinstance(error, FileNotFoundError) else str(error).splitlines()[0]
         raise FriendrecError(f"--users {file}: {reason}; give a Parquet file with a column user_id") from None
-    rows = pc.index_in(wanted, value_set=known)
+    return user_rows(wanted, data, f"--users {file}")
+
+
+def user_rows(user_ids: "pa.Array | pa.ChunkedArray", data: "PreparedData", source: str) -> "NDArray[np.int64]":
+    """Dense rows of raw ids, in their order; `source` names where they come from in what is said of unknown ones."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    rows = pc.index_in(user_ids, value_set=pa.array(data.user_ids))
     if rows.null_count:
-        first = wanted.filter(rows.is_null())[0]
+        first = user_ids.filter(rows.is_null())[0]
         raise FriendrecError(
-            f"--users {file}: {rows.null_count} users are not in the prepared data, the first is {first}; "
+            f"{source}: {rows.null_count} users are not in the prepared data, the first is {first}; "
             "prepare a log that holds them, or leave them out"
         )
     return rows.to_numpy().astype(np.int64)
-
-
-def _write(
-    path: "Path",
-    data: "PreparedData",
-    users: "NDArray[np.int64]",
-    ids: "NDArray[np.int64]",
-    scores: "NDArray[np.float32]",
-) -> None:
-    """One row a recommendation; `ids` and `scores` are `[users, k]`, id -1 where there is none."""
-    import numpy as np
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    query, place = np.nonzero(ids >= 0)
-    columns = {
-        "user_id": data.user_ids[users[query]],
-        "rank": (place + 1).astype(np.int32),
-        "candidate_id": data.user_ids[ids[query, place]],
-        "score": scores[query, place],
-    }
-    pq.write_table(pa.table(columns), path)

@@ -5,18 +5,31 @@ input of a model) and a manifest with the parameters of the network. The same op
 """
 
 import shlex
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from friendrec.pipeline.publish import is_finished, publish
 
-PRESETS = {"regular": (2_000, 20_000), "4x": (8_000, 80_000)}
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+PRESETS = {
+    "regular": (2_000, 20_000),
+    "4x": (8_000, 80_000),
+    "scale": (1_000_000, 10_000_000),
+    "reference": (2_000, 20_000),
+}
 """Users and events."""
+PART_ROWS = 2_000_000
+"""Rows of a Parquet file; the last has the rest."""
 
 EXAMPLES = """
 friendrec simulate --out log
 friendrec simulate --preset 4x --seed 1 --out log-4x
 friendrec simulate --users 100000 --events 1000000 --out log-1m
+friendrec simulate --preset scale --out log-10m
+friendrec simulate --preset reference --out log-reference
 """
 
 
@@ -24,8 +37,10 @@ friendrec simulate --users 100000 --events 1000000 --out log-1m
 class SimulateOptions:
     out: str
     """Directory or URL to create."""
-    preset: Literal["regular", "4x"] = "regular"
-    """regular: 2,000 users and 20,000 events in about 180 days; 4x: four times as many of both."""
+    preset: Literal["regular", "4x", "scale", "reference"] = "regular"
+    """regular: 2,000 users and 20,000 events in about 180 days; 4x: four times as many of both; scale: a million
+    users and ten million events, in minutes. reference: as many as regular, follow/like/comment/share by the rules of
+    the concept repository, for `evaluate --protocol reference`."""
     users: int | None = None
     """Number of users, 2 or more, instead of the preset's. Some may never act."""
     events: int | None = None
@@ -46,24 +61,51 @@ def main(options: SimulateOptions) -> None:
         print(f"{options.out} is this log already.")
     else:
         _publish_log(options)
-    interactions, users = (shlex.quote(f"{options.out.rstrip('/')}/{name}") for name in ("interactions", "users"))
-    print(f"next: friendrec prepare --interactions {interactions} --users {users} --out data")
+    inputs = ("interactions",) if options.preset == "reference" else ("interactions", "users")
+    paths = " ".join(f"--{name} {shlex.quote(options.out.rstrip('/') + '/' + name)}" for name in inputs)
+    roles = "" if options.preset == "reference" else " --roles block=exclude"
+    print(f"next: friendrec prepare {paths}{roles} --out data")
 
 
 def _publish_log(options: SimulateOptions) -> None:
     import pyarrow.parquet as pq
 
-    from friendrec.datasets.simulator import DEFAULTS, simulate
+    from friendrec.datasets.simulator import DEFAULTS
 
     users, events = options.size
-    truth = {"users": users, "events": events, "seed": options.seed, "parameters": DEFAULTS._asdict()}
+    truth: dict[str, Any] = {"users": users, "events": events, "seed": options.seed}
+    if options.preset != "reference":
+        truth["parameters"] = DEFAULTS._asdict()
     with publish(options.out, kind="log", options=options, inputs={}, extra=truth) as attempt:
-        log = simulate(users, events, options.seed)
-        tables = {"interactions": log.interactions, "users": log.users, "truth": log.truth}
+        tables = _tables(options)
         for name, table in tables.items():
             (attempt / name).mkdir()
-            pq.write_table(table, attempt / name / "part-0.parquet", compression="zstd")
-    kinds = log.interactions["action"].value_counts().to_pylist()
+            for part, begin in enumerate(range(0, len(table), PART_ROWS)):
+                path = attempt / name / f"part-{part}.parquet"
+                pq.write_table(table.slice(begin, PART_ROWS), path, compression="zstd")
+    interactions = tables["interactions"]
+    kinds = interactions["action"].value_counts().to_pylist()
     counted = ", ".join(sorted(f"{kind['values']} {kind['counts']:,}" for kind in kinds))
-    first, last = (log.interactions["timestamp"][i].as_py().date() for i in (0, -1))
+    first, last = (interactions["timestamp"][i].as_py().date() for i in (0, -1))
     print(f"{options.out}: {users:,} users, {events:,} events ({counted}) from {first} to {last}")
+
+
+def _tables(options: SimulateOptions) -> "dict[str, pa.Table]":
+    if options.preset == "reference":
+        from friendrec.datasets.reference_log import reference_log
+
+        return reference_log(*options.size, options.seed)._asdict()
+    import numpy as np
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from friendrec.datasets.simulator import simulate
+
+    events = np.zeros(1, np.int64)
+    with ThreadPoolExecutor(1) as pool, Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("events", total=options.size[1])
+        growing = pool.submit(simulate, *options.size, options.seed, progress=events)
+        while wait([growing], timeout=0.2).not_done:
+            bar.update(task, completed=events[0])
+    log = growing.result()
+    return {"interactions": log.interactions, "users": log.users, "truth": log.truth}

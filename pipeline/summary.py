@@ -48,6 +48,63 @@ def _row(tasks: dict[str, Any], state: str) -> list[str]:
     return ["–" if value is None else f"{value:.3f}" for value in values]
 
 
+def reference_summary(metrics: dict[str, Any]) -> Any:
+    """The reference protocol's table: each method leaky, as published and without the leak."""
+    from rich.table import Table
+
+    table = Table(title=f"reference protocol, {metrics['protocol']['label']}: no claim rests on it")
+    for column in ("", "accuracy", "MRR", "mean rank", "parameters"):
+        table.add_column(column, justify="right" if column else "left")
+    for method, row in metrics["reference"].items():
+        rows = {"": row, "published": row.get("published"), **row["honest"]}
+        for name, figures in rows.items():
+            if figures is not None:
+                cells = f"{figures['accuracy']:.2%}", f"{figures['mrr']:.2%}", f"{figures['mean_rank']:.2f}"
+                parameters = f"{figures['parameters']:,}" if "parameters" in figures else ""
+                table.add_row(f"  {name.replace('_', ' ')}" if name else method, *cells, parameters)
+        table.add_section()
+    return table
+
+
+def comparison_table(metrics: dict[str, Any]) -> Any:
+    """One row a step: live Recall@10 with what it adds, and below it what it costs."""
+    from rich.console import Group
+    from rich.table import Table
+
+    protocol, tasks = metrics["protocol"], [task for task in TASKS if task != "reply"]
+    quality = Table(title=f"live {METRIC}, {protocol['period']} period, {protocol['candidates']:,} candidates")
+    cost = Table(title="cost")
+    for table, columns in (
+        (quality, (*tasks, "new users")),
+        (cost, ("parameters", "bytes", "steps", "examples/s", "queries/s")),
+    ):
+        table.add_column("")
+        for column in columns:
+            table.add_column(column, justify="right")
+    for name, row in metrics["rows"].items():
+        cells = [row["tasks"][task].get("live", {}) for task in tasks]
+        quality.add_row(name, *(f"{_value(cell)} {_change(cell)}" for cell in cells), _value(row["new_users"]))
+        costs = row["parameters"], row["table_bytes"] + row["dense_bytes"], row["steps"]
+        cost.add_row(name, *(f"{n:,}" for n in (*costs, row["examples_per_second"], row["queries_per_second"])))
+    quality.add_section()
+    best = [metrics["baselines"][task].get("live", {}) for task in tasks]
+    quality.add_row("best baseline", *(f"{_value(figures)} {'':7}" for figures in best), style="dim")
+    quality.caption = "± the row before; starred where the 95 % interval leaves out 0"
+    return Group(quality, cost)
+
+
+def _value(figures: dict[str, Any]) -> str:
+    return f"{figures[METRIC]:.3f}" if METRIC in figures else "–"
+
+
+def _change(figures: dict[str, Any]) -> str:
+    """Starred where the interval of the difference leaves out 0."""
+    if "difference" not in figures:
+        return " " * 7
+    low, high = figures["difference_ci"]
+    return f"{figures['difference']:+.3f}{' ' if low <= 0 <= high else '*'}"
+
+
 def first_recommendations(directory: Path, k: int) -> list[tuple[Any, list[Any]]]:
     """The first user with k recommendations (or with any) and its best k candidates; none where nobody has one."""
     import pyarrow.compute as pc

@@ -10,9 +10,14 @@ from friendrec.errors import FriendrecError
 from friendrec.pipeline.publish import publish
 
 
+def is_rank_zero() -> bool:
+    """Whether this process speaks for all; told before there is a process group."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def say(text: str) -> None:
     """One line to the person, from rank 0."""
-    if os.environ.get("RANK", "0") == "0":
+    if is_rank_zero():
         print(text, flush=True)
 
 

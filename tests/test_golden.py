@@ -23,27 +23,27 @@ from friendrec.pipeline.simulate import main as simulate
 from tests.training import losses, train_run
 
 LOSSES = [
-    6.48573, 6.2197, 6.12549, 6.04158, 6.12594, 5.95035, 5.84194, 5.51648, 5.25545, 5.29831,
-    5.52733, 5.05679, 5.12438, 4.90729, 4.49957, 4.38301, 4.44658, 3.77412, 3.80034, 4.24251,
+    6.23023, 6.20371, 6.23591, 5.90896, 5.69915, 5.40051, 5.19251, 4.84786, 4.78045, 5.00997,
+    4.58691, 4.93731, 4.14994, 4.64465, 4.11256, 4.1205, 3.44986, 3.35099, 3.65439, 3.49939,
 ]  # fmt: skip
 """Of the first 20 steps; within 1e-3 of each."""
 METRICS = {
     "next_contact": {
-        "live": {"recall@10": 0.6981, "mrr": 0.5703},
-        "frozen": {"recall@10": 0.4218, "mrr": 0.2136},
+        "live": {"recall@10": 0.6728, "mrr": 0.4725},
+        "frozen": {"recall@10": 0.4233, "mrr": 0.2416},
     },
     "new_link": {
-        "live": {"recall@10": 0.4794, "mrr": 0.3724},
-        "frozen": {"recall@10": 0.268, "mrr": 0.1222},
+        "live": {"recall@10": 0.4976, "mrr": 0.322},
+        "frozen": {"recall@10": 0.3285, "mrr": 0.1516},
     },
 }
-"""Of the validation period (467 and 194 events); within 0.02."""
+"""Of the validation period (437 and 207 events); within 0.02."""
 
 
 def small_run(root: Path) -> Path:
     """A network like `--preset regular`, a quarter of it, through the verbs: three epochs in one process."""
     simulate(SimulateOptions(users=500, events=5000, seed=1, out=str(root / "log")))
-    prepare(PrepareOptions(interactions=str(root / "log"), out=str(root / "data")))
+    prepare(PrepareOptions(interactions=str(root / "log"), roles="block=exclude", out=str(root / "data")))
     args = ("--dim=32", "--hidden=64", "--batch-size=256", "--context-length=50", "--contacts=48")
     train_run(root / "data", root / "run", *args, "--epochs=3", "--patience=0", "--workers=0")
     return root

@@ -45,10 +45,12 @@ def publish_data(out: Path, users: int = 150, events: int = 1200, seed: int = 0,
     time[1::7] = time[::7][: len(time[1::7])]  # some events share a time
     ids = 7 * np.arange(users) + 1000
     names = np.array([f"user-{i}" for i in ids], object) if text else ids
-    with publish(out, kind="data", options={"seed": seed, "users": users}, inputs={}) as attempt:
+    extra: dict[str, Any] = {}
+    with publish(out, kind="data", options={"seed": seed, "users": users}, inputs={}, extra=extra) as attempt:
         data = prepared_from_events(
             names[actor], names[target], action, time, roles=ROLES, chunk_length=CHUNK, path=attempt
         )
+        extra.update(users=data.num_users, events=data.num_events, cleaning={"rows": events})
         courses = rng.integers(0, 3, data.num_users)
         (attempt / "profiles").mkdir()
         pq.write_table(pa.table({"code": range(1, 6), "value": list("abcde")}), attempt / "profiles" / "course.parquet")

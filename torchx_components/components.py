@@ -1,66 +1,87 @@
 """The verbs of friendrec as TorchX jobs: `torchx run -s local_cwd torchx_components/components.py:VERB -- [options]`.
 
 What stands after `--` goes to the verb as it is (`friendrec VERB --help`). Verbs that run on several processes take
-`--nproc` (and `train` `--nnodes`) before it. Installed, the same jobs are `torchx run friendrec.VERB`. TorchX reads
-the signatures by itself and wants typing.Optional; nothing of friendrec is imported here.
+`--nproc` (and `train` `--nnodes`) before it, and every job `--image`, `--cpu`, `--memMB`, `--env A=b,C=d` and
+`--mounts type=bind,src=/data,dst=/data`. Installed, the same jobs are `torchx run friendrec.VERB`. TorchX reads the
+signatures by itself and wants typing.Optional; nothing of friendrec is imported here.
 """
 
 from collections.abc import Sequence
-from typing import Dict, Optional  # noqa: UP035
+from typing import Dict, List, Optional  # noqa: UP035
 
 from torchx import specs
 
 IMAGE = "friendrec:latest"
 
 
-def simulate(*args: str, image: str = IMAGE, cpu: int = 2, memMB: int = 4096) -> specs.AppDef:
+def simulate(
+    *args: str,
+    image: str = IMAGE,
+    cpu: int = 2,
+    memMB: int = 4096,
+    env: Optional[Dict[str, str]] = None,  # noqa: UP006, UP045
+    mounts: Optional[List[str]] = None,  # noqa: UP006, UP045
+) -> specs.AppDef:
     """Make a log of a simulated social network.
 
     Args:
         args: options of `friendrec simulate`
-        image: container image with friendrec installed; local_cwd ignores it
+        image: container image with friendrec installed; local_cwd and slurm ignore it
         cpu: processor cores
         memMB: memory in MB
+        env: environment variables
+        mounts: volumes, as in type=bind,src=/data,dst=/data
     """
-    return _job("simulate", args, image, cpu, memMB)
+    return _job("simulate", args, image, cpu, memMB, env, mounts)
 
 
-def prepare(*args: str, image: str = IMAGE, cpu: int = 2, memMB: int = 8192) -> specs.AppDef:
+def prepare(
+    *args: str,
+    image: str = IMAGE,
+    cpu: int = 2,
+    memMB: int = 8192,
+    env: Optional[Dict[str, str]] = None,  # noqa: UP006, UP045
+    mounts: Optional[List[str]] = None,  # noqa: UP006, UP045
+) -> specs.AppDef:
     """Turn an interaction log into a prepared data set.
 
     Args:
         args: options of `friendrec prepare`
-        image: container image with friendrec installed; local_cwd ignores it
+        image: container image with friendrec installed; local_cwd and slurm ignore it
         cpu: processor cores
         memMB: memory in MB
+        env: environment variables
+        mounts: volumes, as in type=bind,src=/data,dst=/data
     """
-    return _job("prepare", args, image, cpu, memMB)
+    return _job("prepare", args, image, cpu, memMB, env, mounts)
 
 
 def train(
     *args: str,
     nproc: int = 2,
     nnodes: int = 1,
-    max_restarts: int = 0,
+    max_restarts: int = 3,
     image: str = IMAGE,
     cpu: int = 2,
     gpu: int = 0,
     memMB: int = 8192,
     env: Optional[Dict[str, str]] = None,  # noqa: UP006, UP045
+    mounts: Optional[List[str]] = None,  # noqa: UP006, UP045
     rdzv_port: int = 29500,
 ) -> specs.AppDef:
-    """Train a preset on one or more processes and machines.
+    """Train a preset on one or more processes and machines; what dies goes on from the last checkpoint.
 
     Args:
-        args: preset and options of `friendrec train`
+        args: preset and options of `friendrec train`; --resume is added
         nproc: processes a machine
         nnodes: machines
-        max_restarts: how often the workers are started again, from the last checkpoint, after one died
-        image: container image with friendrec installed; local_cwd ignores it
+        max_restarts: how often workers are started again after one died, and the job after a machine was lost
+        image: container image with friendrec installed; local_cwd and slurm ignore it
         cpu: processor cores a machine
         gpu: GPUs a machine
         memMB: memory in MB a machine
         env: environment variables
+        mounts: volumes, as in type=bind,src=/data,dst=/data
         rdzv_port: port on the first machine where the machines meet
     """
     launch = ["--max-restarts", str(max_restarts)]
@@ -69,65 +90,124 @@ def train(
         launch += ["--nnodes", str(nnodes), "--rdzv-id", specs.macros.app_id, "--rdzv-endpoint", endpoint]
     if max_restarts and "--resume" not in args:
         args = (*args, "--resume")
-    app = _job("train", args, image, cpu, memMB, nproc, launch)
+    app = _job("train", args, image, cpu, memMB, env, mounts, nproc, launch)
     role = app.roles[0]
     role.resource.gpu = gpu
-    role.env.update(env or {})
     role.num_replicas = nnodes
     role.max_retries = max_restarts
     role.port_map = {"c10d": rdzv_port}
     return app
 
 
-def export(*args: str, nproc: int = 1, image: str = IMAGE, cpu: int = 2, memMB: int = 8192) -> specs.AppDef:
+def export(
+    *args: str,
+    nproc: int = 1,
+    image: str = IMAGE,
+    cpu: int = 2,
+    memMB: int = 8192,
+    env: Optional[Dict[str, str]] = None,  # noqa: UP006, UP045
+    mounts: Optional[List[str]] = None,  # noqa: UP006, UP045
+) -> specs.AppDef:
     """Write the embeddings of every user, each process its own rows.
 
     Args:
         args: options of `friendrec export`
         nproc: processes
-        image: container image with friendrec installed; local_cwd ignores it
+        image: container image with friendrec installed; local_cwd and slurm ignore it
         cpu: processor cores
         memMB: memory in MB
+        env: environment variables
+        mounts: volumes, as in type=bind,src=/data,dst=/data
     """
-    return _job("export", args, image, cpu, memMB, nproc)
+    return _job("export", args, image, cpu, memMB, env, mounts, nproc)
 
 
-def index(*args: str, image: str = IMAGE, cpu: int = 2, memMB: int = 8192) -> specs.AppDef:
+def index(
+    *args: str,
+    image: str = IMAGE,
+    cpu: int = 2,
+    memMB: int = 8192,
+    env: Optional[Dict[str, str]] = None,  # noqa: UP006, UP045
+    mounts: Optional[List[str]] = None,  # noqa: UP006, UP045
+) -> specs.AppDef:
     """Build a retrieval index from embeddings.
 
     Args:
         args: options of `friendrec index`
-        image: container image with friendrec installed; local_cwd ignores it
+        image: container image with friendrec installed; local_cwd and slurm ignore it
         cpu: processor cores
         memMB: memory in MB
+        env: environment variables
+        mounts: volumes, as in type=bind,src=/data,dst=/data
     """
-    return _job("index", args, image, cpu, memMB)
+    return _job("index", args, image, cpu, memMB, env, mounts)
 
 
-def evaluate(*args: str, nproc: int = 1, image: str = IMAGE, cpu: int = 2, memMB: int = 8192) -> specs.AppDef:
+def evaluate(
+    *args: str,
+    nproc: int = 1,
+    image: str = IMAGE,
+    cpu: int = 2,
+    memMB: int = 8192,
+    env: Optional[Dict[str, str]] = None,  # noqa: UP006, UP045
+    mounts: Optional[List[str]] = None,  # noqa: UP006, UP045
+) -> specs.AppDef:
     """Measure a run on the validation or test period.
 
     Args:
         args: options of `friendrec evaluate`
         nproc: processes
-        image: container image with friendrec installed; local_cwd ignores it
+        image: container image with friendrec installed; local_cwd and slurm ignore it
         cpu: processor cores
         memMB: memory in MB
+        env: environment variables
+        mounts: volumes, as in type=bind,src=/data,dst=/data
     """
-    return _job("evaluate", args, image, cpu, memMB, nproc)
+    return _job("evaluate", args, image, cpu, memMB, env, mounts, nproc)
 
 
-def recommend(*args: str, nproc: int = 1, image: str = IMAGE, cpu: int = 2, memMB: int = 8192) -> specs.AppDef:
+def recommend(
+    *args: str,
+    nproc: int = 1,
+    image: str = IMAGE,
+    cpu: int = 2,
+    memMB: int = 8192,
+    env: Optional[Dict[str, str]] = None,  # noqa: UP006, UP045
+    mounts: Optional[List[str]] = None,  # noqa: UP006, UP045
+) -> specs.AppDef:
     """Write recommendations for many users.
 
     Args:
         args: options of `friendrec recommend`
         nproc: processes
-        image: container image with friendrec installed; local_cwd ignores it
+        image: container image with friendrec installed; local_cwd and slurm ignore it
         cpu: processor cores
         memMB: memory in MB
+        env: environment variables
+        mounts: volumes, as in type=bind,src=/data,dst=/data
     """
-    return _job("recommend", args, image, cpu, memMB, nproc)
+    return _job("recommend", args, image, cpu, memMB, env, mounts, nproc)
+
+
+def compare(
+    *args: str,
+    image: str = IMAGE,
+    cpu: int = 2,
+    memMB: int = 8192,
+    env: Optional[Dict[str, str]] = None,  # noqa: UP006, UP045
+    mounts: Optional[List[str]] = None,  # noqa: UP006, UP045
+) -> specs.AppDef:
+    """Train one run a step of the climb and compare what each adds.
+
+    Args:
+        args: options of `friendrec compare`, --nproc among them
+        image: container image with friendrec installed; local_cwd and slurm ignore it
+        cpu: processor cores
+        memMB: memory in MB
+        env: environment variables
+        mounts: volumes, as in type=bind,src=/data,dst=/data
+    """
+    return _job("compare", args, image, cpu, memMB, env, mounts)
 
 
 def pipeline(
@@ -140,6 +220,8 @@ def pipeline(
     image: str = IMAGE,
     cpu: int = 2,
     memMB: int = 8192,
+    env: Optional[Dict[str, str]] = None,  # noqa: UP006, UP045
+    mounts: Optional[List[str]] = None,  # noqa: UP006, UP045
 ) -> specs.AppDef:
     """Run the whole chain from a log to recommendations: a driver that runs each stage as a job of its own.
 
@@ -150,17 +232,27 @@ def pipeline(
         preset: what to train
         nproc: processes that train
         scheduler: TorchX scheduler of the stages
-        image: container image with friendrec installed; local_cwd ignores it
+        image: container image of the driver and its stages; local_cwd and slurm ignore it
         cpu: processor cores of the driver, and of its stages where they run beside it
         memMB: memory in MB
+        env: environment variables of the driver
+        mounts: volumes of the driver, as in type=bind,src=/data,dst=/data
     """
     options = ["--interactions", interactions, "--out", out, "--preset", preset]
-    options += ["--nproc", str(nproc), "--scheduler", scheduler]
-    return _job("pipeline", [*options, *args], image, cpu, memMB)
+    options += ["--nproc", str(nproc), "--scheduler", scheduler, "--image", image]
+    return _job("pipeline", [*options, *args], image, cpu, memMB, env, mounts)
 
 
 def _job(
-    verb: str, args: Sequence[str], image: str, cpu: int, memMB: int, nproc: int = 1, launch: Sequence[str] = ()
+    verb: str,
+    args: Sequence[str],
+    image: str,
+    cpu: int,
+    memMB: int,
+    env: Optional[Dict[str, str]],  # noqa: UP006, UP045
+    mounts: Optional[List[str]],  # noqa: UP006, UP045
+    nproc: int = 1,
+    launch: Sequence[str] = (),
 ) -> specs.AppDef:
     several = nproc > 1 or launch
     command = ["friendrec.pipeline.launch", "--nproc", str(nproc), *launch, "--"] if several else ["friendrec"]
@@ -170,6 +262,7 @@ def _job(
         entrypoint="python",
         args=["-P", "-m", *command, verb, *args],  # -P: a checkout's folders must not hide packages of their name
         resource=specs.Resource(cpu=cpu, gpu=0, memMB=memMB),
-        env={"OMP_WAIT_POLICY": "PASSIVE"},
+        env={"OMP_WAIT_POLICY": "PASSIVE"} | (env or {}),
+        mounts=specs.parse_mounts(mounts) if mounts else [],
     )
     return specs.AppDef(name=f"friendrec-{verb}", roles=[role])

@@ -2,6 +2,7 @@
 
 import base64
 import io
+from collections.abc import Sequence
 from typing import Any
 
 import matplotlib
@@ -117,6 +118,39 @@ def slices(parts: dict[str, Any], state: str) -> str:
             axes.set_axisbelow(True)
         panels[0].set_ylabel("recall@10")
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+        return _svg(figure)
+
+
+def steps(metrics: dict[str, Any], tasks: Sequence[str]) -> str:
+    """Live Recall@10 of the rows of a comparison, first at the top, one panel a task; what each adds stands beside it.
+
+    Thin lines are 95 % intervals, the orange line is the best baseline.
+    """
+    rows = metrics["rows"]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(11, 1.3 + 0.36 * len(rows)), layout="constrained")
+        panels = np.atleast_1d(figure.subplots(1, len(tasks), sharey=True))
+        for axes, task in zip(panels, tasks, strict=True):
+            scored = {name: row["tasks"][task]["live"] for name, row in rows.items() if row["tasks"][task]}
+            names = list(scored)
+            recall = np.array([figures["recall@10"] for figures in scored.values()])
+            ends = np.array([figures["recall@10_ci"] for figures in scored.values()]).reshape(-1, 2)
+            axes.barh(names, recall, color=MODEL_COLOUR, height=0.62, alpha=0.85)
+            axes.hlines(names, ends[:, 0], ends[:, 1], color=INK, linewidth=0.9)
+            best = metrics["baselines"][task].get("live")
+            top = max(float(ends.max(initial=0.05)), best["recall@10"] if best else 0)
+            for name, end, figures in zip(names, ends[:, 1], scored.values(), strict=True):
+                change = f"  {figures['difference']:+.3f}" if "difference" in figures else ""
+                axes.annotate(
+                    f"{figures['recall@10']:.3f}{change}", (end, name), (4, 0), textcoords="offset points",
+                    va="center", size=8, bbox={"boxstyle": "square,pad=0.1", "fc": "white", "ec": "none"},
+                )  # fmt: skip
+            if best:
+                axes.axvline(best["recall@10"], color=BEST_COLOUR, linewidth=1.6, zorder=0)
+            axes.set_title(f"{TITLES[task]} ({metrics['tasks'][task]['events']:,} events)")
+            axes.set_xlim(0, 1.42 * top)
+            axes.tick_params(axis="y", length=0, labelsize=9)
+        panels[0].invert_yaxis()
         return _svg(figure)
 
 

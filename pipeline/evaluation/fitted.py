@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from friendrec.datasets.prepared import OUT, PreparedData
+from friendrec.pipeline.evaluation.scoring import EVERYTHING
 from friendrec.pipeline.evaluation.tasks import LEVELS, Events, Exclusions
 
 FITTED_BASELINES = ("als", "bpr", "personalised_pagerank")
@@ -33,14 +34,21 @@ def missing_baselines() -> dict[str, str]:
 
 
 def fitted_ranks(
-    data: PreparedData, events: Events, exclusions: Exclusions, advance: Callable[[int], None] = lambda scored: None
+    data: PreparedData,
+    events: Events,
+    exclusions: Exclusions,
+    advance: Callable[[int], None] = lambda scored: None,
+    share: slice = EVERYTHING,
 ) -> dict[str, NDArray[np.float64]]:
-    """Ranks `[LEVELS, E]` of each baseline that can be fitted; `advance` is told when one has scored the events."""
-    ranks = {}
-    for name in FITTED_BASELINES:
-        if name not in missing_baselines():
-            scores = pagerank(data) if name == "personalised_pagerank" else factorised(data, name)
-            ranks[name] = ranks_by_scores(events, exclusions, scores)
+    """Ranks `[LEVELS, E]` of each baseline that can be fitted; `advance` is told when one has scored the events.
+
+    Those in `share` are fitted; the others have nan for ranks.
+    """
+    names = [name for name in FITTED_BASELINES if name not in missing_baselines()]
+    ranks = {name: np.full((LEVELS, len(events.index)), np.nan) for name in names}
+    for name in names[share]:
+        scores = pagerank(data) if name == "personalised_pagerank" else factorised(data, name)
+        ranks[name] = ranks_by_scores(events, exclusions, scores)
         advance(len(events.index))
     return ranks
 

@@ -1,7 +1,14 @@
-"""Every event of a period ranked by what is evaluated and by the baselines, live and frozen."""
+"""Every event of a period ranked by what is evaluated and by the baselines, live and frozen.
 
+Ranks of a process group share the work: a block of queries, an event of the streaming baselines, a fitted baseline is
+scored by one of them. Rank 0 then has it all.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 from rich.progress import Progress
 
@@ -9,10 +16,11 @@ from friendrec.datasets.prepared import PreparedData
 from friendrec.pipeline.evaluation.baselines import baseline_ranks
 from friendrec.pipeline.evaluation.elsewhere import Lists, Vectors, list_ranks
 from friendrec.pipeline.evaluation.fitted import FITTED_BASELINES, fitted_ranks
-from friendrec.pipeline.evaluation.results import MODEL, Evaluation
-from friendrec.pipeline.evaluation.scoring import SEARCH_DEPTH, Recommender, recommender_ranks
+from friendrec.pipeline.evaluation.oracle import LogOracle, oracle_ranks
+from friendrec.pipeline.evaluation.results import MODEL, ORACLE, Evaluation
+from friendrec.pipeline.evaluation.scoring import EVERYTHING, SEARCH_DEPTH, Recommender, recommender_ranks
 from friendrec.pipeline.evaluation.slices import slicings
-from friendrec.pipeline.evaluation.tasks import STATES, Events, Exclusions
+from friendrec.pipeline.evaluation.tasks import LEVELS, STATES, Events, Exclusions
 from friendrec.pipeline.retrieval.protocol import Ranker
 
 Scored = Recommender | Vectors | Lists
@@ -26,14 +34,44 @@ def score(
     scored: Scored | None,
     baselines: bool,
     progress: Progress | None = None,
+    share: slice = EVERYTHING,
+    oracle: LogOracle | None = None,
 ) -> Evaluation:
-    """Rank every event by what is scored, where there is something, and by the baselines, where they are asked for."""
+    """Rank every event by what is scored, where there is something, and by the baselines, where they are asked for.
+
+    The oracle of a simulated log ranks live events only.
+    Of the work the `share` is done, and the ranks of the rest are nan: `gather` them.
+    """
     ranks = {}
     if scored is not None:
-        ranks[MODEL] = _ranks(data, events, exclusions, scored, progress)
+        ranks[MODEL] = _ranks(data, events, exclusions, scored, progress, share)
     if baselines:
-        ranks |= _baseline_ranks(data, events, exclusions, progress)
+        ranks |= _baseline_ranks(data, events, exclusions, progress, share)
+    if oracle is not None:
+        own = np.arange(len(events.index))[share]
+        advance = _bar(progress, "oracle, live", len(own))
+        placed = oracle_ranks(data, events.take(own), exclusions, oracle, advance)
+        ranks[ORACLE] = {"live": _placed(own, events, placed)}
     return Evaluation(events, ranks, slicings(data, events), ranked_until(scored))
+
+
+def gather(evaluation: Evaluation) -> Evaluation:
+    """What the ranks of the process group scored of one evaluation, whole on rank 0; they call it together."""
+    whole = {
+        method: {state: _gathered(ranks) for state, ranks in states.items()}
+        for method, states in evaluation.ranks.items()
+    }
+    return replace(evaluation, ranks=whole)
+
+
+def _gathered(ranks: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Each rank as whoever scored it found it; in between nan travels as 0, below every rank."""
+    import torch
+    import torch.distributed as dist
+
+    found = torch.from_numpy(np.where(np.isnan(ranks), 0, ranks))
+    dist.reduce(found, dst=0, op=dist.ReduceOp.MAX)
+    return np.where(found.numpy() == 0, np.nan, found.numpy())
 
 
 def ranked_until(scored: Scored | None) -> int | None:
@@ -49,33 +87,43 @@ def _ranks(
     exclusions: Exclusions,
     scored: Scored,
     progress: Progress | None,
+    share: slice,
 ) -> dict[str, NDArray[Any]]:
     """Ranks by state, frozen alone of what was made elsewhere."""
     if isinstance(scored, Lists):
-        return {"frozen": list_ranks(events, exclusions, scored)}
+        own = np.arange(len(events.index))[share]
+        return {"frozen": _placed(own, events, list_ranks(events.take(own), exclusions, scored))}
     ranks = {}
     for state in ("frozen",) if isinstance(scored, Vectors) else STATES:
-        advance = _bar(progress, f"model, {state}", len(events.index))
-        ranks[state] = recommender_ranks(data, events, exclusions, scored, state, advance)
+        advance = _bar(progress, f"model, {state}", len(events.index[share]))
+        ranks[state] = recommender_ranks(data, events, exclusions, scored, state, advance, share)
     return ranks
 
 
 def _baseline_ranks(
-    data: PreparedData, events: Events, exclusions: Exclusions, progress: Progress | None
+    data: PreparedData, events: Events, exclusions: Exclusions, progress: Progress | None, share: slice
 ) -> dict[str, dict[str, NDArray[Any]]]:
     """Ranks by method and state, frozen alone of what is fitted."""
     ranks: dict[str, dict[str, Any]] = {}
+    own = np.arange(len(events.index))[share]
     for state in STATES:
-        advance = _bar(progress, f"baselines, {state}", len(events.index))
-        for name, placed in baseline_ranks(data, events, exclusions, state)[0].items():
-            ranks.setdefault(name, {})[state] = placed
-        advance(len(events.index))
-    advance = _bar(progress, "baselines, fitted", len(events.index) * len(FITTED_BASELINES))
-    fitted = fitted_ranks(data, events, exclusions, advance)
+        advance = _bar(progress, f"baselines, {state}", len(own))
+        for name, placed in baseline_ranks(data, events.take(own), exclusions, state)[0].items():
+            ranks.setdefault(name, {})[state] = _placed(own, events, placed)
+        advance(len(own))
+    advance = _bar(progress, "baselines, fitted", len(events.index) * len(FITTED_BASELINES[share]))
+    fitted = fitted_ranks(data, events, exclusions, advance, share)
     return ranks | {name: {"frozen": placed} for name, placed in fitted.items()}
 
 
-def _bar(progress: Progress | None, name: str, total: int) -> Any:
+def _placed(own: NDArray[np.int64], events: Events, ranks: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Ranks of one's own events among those of all, which are nan: `[LEVELS, own]` to `[LEVELS, E]`."""
+    placed = np.full((LEVELS, len(events.index)), np.nan)
+    placed[:, own] = ranks
+    return placed
+
+
+def _bar(progress: Progress | None, name: str, total: int) -> Callable[[int], None]:
     """A function that moves a new bar on by so many events."""
     if progress is None:
         return lambda scored: None

@@ -13,6 +13,8 @@ from friendrec.pipeline.evaluation.slices import Slicing
 from friendrec.pipeline.evaluation.tasks import LEVEL, STATES, TASKS, Events
 
 MODEL = "model"
+ORACLE = "oracle"
+"""What ranks a simulated log by its generator stands beside the baselines, but is none to be compared with."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,11 @@ def results(evaluation: Evaluation) -> dict[str, Any]:
 
 def best_baseline(baselines: dict[str, Any], task: str, state: str) -> str | None:
     """The baseline of highest Recall@10 there."""
-    scored = {name: figures[task][state]["recall@10"] for name, figures in baselines.items() if figures[task][state]}
+    scored = {
+        name: figures[task][state]["recall@10"]
+        for name, figures in baselines.items()
+        if figures[task][state] and name != ORACLE
+    }
     return max(scored, key=lambda name: scored[name]) if scored else None
 
 

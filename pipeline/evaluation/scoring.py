@@ -14,6 +14,7 @@ from friendrec.pipeline.retrieval.protocol import Queries, Ranker, Retriever
 BLOCK_QUERIES = 1024
 SEARCH_DEPTH = 100
 """Places that are asked of a retriever without a full ranking; a target beyond them has an infinite rank."""
+EVERYTHING = slice(None)
 
 
 class Recommender(Protocol):
@@ -34,16 +35,18 @@ def recommender_ranks(
     recommender: Recommender,
     state: str,
     advance: Callable[[int], None] = lambda scored: None,
+    share: slice = EVERYTHING,
 ) -> NDArray[np.float64]:
     """Rank of each event's target at each level of exclusion, `[LEVELS, E]`; nan where no task asks.
 
-    `advance` is told how many events each block has scored.
+    `advance` is told how many events each block has scored. Of the blocks those in `share` are scored; the blocks
+    themselves are the same whoever scores them, and so are their ranks to the last bit. nan for the others.
     """
     actors, as_of, query = asked(data, events, state)
     order = np.argsort(query, kind="stable")
     levels = [events.at_level(level) for level in range(LEVELS)]
     ranks = np.full((LEVELS, len(query)), np.nan)
-    for begin in range(0, len(actors), BLOCK_QUERIES):
+    for begin in range(0, len(actors), BLOCK_QUERIES)[share]:
         end = min(begin + BLOCK_QUERIES, len(actors))
         block = recommender.queries(actors[begin:end], as_of[begin:end])
         chosen = order[slice(*np.searchsorted(query[order], [begin, end]))]

@@ -173,6 +173,41 @@ def test_missing_columns_are_guessed(tmp_path: Path) -> None:
     assert error.change == {"columns": "actor_id=Source,target_id=targetid,timestamp=<column>"}
 
 
+@pytest.mark.parametrize("column", ["sent_at", "happened_at", "mtime"])
+def test_a_daily_partition_is_not_taken_for_the_time(tmp_path: Path, column: str) -> None:
+    path = tmp_path / "log/date=2025-01-01/part.parquet"
+    path.parent.mkdir(parents=True)
+    pq.write_table(pa.table(GOOD).rename_columns(["sender", "recipient", "kind", column]), path)
+    error = assert_refused(tmp_path / "log", "has no column actor_id, target_id, action, timestamp")
+    assert isinstance(error, Correctable)
+    assert error.change == {"columns": f"actor_id=sender,target_id=recipient,action=kind,timestamp={column}"}
+
+
+def test_a_log_without_actions_may_have_a_single_one(tmp_path: Path) -> None:
+    path = tmp_path / "log/part.parquet"
+    write(path, drop="action")
+    error = assert_refused(path, "has no column action; it has actor_id, target_id, timestamp")
+    assert isinstance(error, Correctable)
+    assert error.change == {"columns": None, "single_action": "interaction"}
+    assert read(open_log(str(path), {}, None, "message")) == sorted((*row[:2], "message", row[3]) for row in ROWS)
+    write(path)  # a column that is there is not read
+    assert {row[2] for row in read(open_log(str(path), {}, None, "message"))} == {"message"}
+    write(tmp_path / "log/without.parquet", drop="action")
+    error = assert_refused(tmp_path / "log", "without.parquet has no column action")
+    assert isinstance(error, Correctable)
+    assert error.change == {"columns": "action=<column>"}  # others have actions, which a single one would hide
+    write(tmp_path / "odd.parquet", drop="action", colour=["red", "red", "red"])
+    error = assert_refused(tmp_path / "odd.parquet", "odd.parquet has no column action")
+    assert isinstance(error, Correctable)
+    assert error.change == {"columns": "action=<column>"}  # it may be the colour
+
+
+@pytest.mark.parametrize("name", ["log.csv", "log.jsonl"])
+def test_other_formats_are_told_what_to_do(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("actor_id,target_id\n1,2\n")
+    assert_refused(tmp_path / name, f"{name} is not Parquet: convert it")
+
+
 def test_a_mapped_column_that_is_not_there_keeps_the_rest_of_the_map(tmp_path: Path) -> None:
     path = tmp_path / "log.parquet"
     pq.write_table(pa.table(GOOD).rename_columns(["a", "dst", "action", "timestamp"]), path)

@@ -15,7 +15,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from friendrec.datasets.growth import RECENT, NetworkParameters
+from friendrec.datasets.clock import activity_days, wall_days
+from friendrec.datasets.network import RECENT, NetworkParameters
 from friendrec.datasets.simulator import DEFAULTS, SocialLog, simulate
 from friendrec.errors import FriendrecError
 from friendrec.pipeline.simulate import PRESETS, SimulateOptions, main
@@ -57,6 +58,11 @@ def arrays(log: SocialLog) -> Arrays:
     )
 
 
+def plain(**changes: float) -> NetworkParameters:
+    """The defaults, with all candidates of a request alike in appeal."""
+    return DEFAULTS._replace(preferential=0.0, same_interest=1.0, same_city=1.0, fresh=0.0, **changes)
+
+
 @pytest.fixture(scope="module")
 def regular() -> Arrays:
     return arrays(simulate(*PRESETS["regular"], seed=0))
@@ -83,20 +89,31 @@ def test_rules_hold_at_every_size(users: int, events: int, seed: int) -> None:
     assert (times >= joined[log.interactions["actor_id"].to_numpy()]).all()
     assert (times >= joined[log.interactions["target_id"].to_numpy()]).all()
 
-    open_requests: set[tuple[int, int]] = set()
+    requests: dict[frozenset[int], tuple[int, datetime]] = {}  # the pair's last: who sent it, and when
     friends: set[frozenset[int]] = set()
-    for row in log.interactions.drop_columns("timestamp").to_pylist():
-        actor, target = row["actor_id"], row["target_id"]
+    blocked: set[frozenset[int]] = set()
+    for row in log.interactions.to_pylist():
+        actor, target, now = row["actor_id"], row["target_id"], row["timestamp"]
         pair = frozenset((actor, target))
         assert actor != target
+        assert pair not in blocked, "nothing passes between them any more"
         match row["action"]:
             case "request":
                 assert pair not in friends
-                open_requests.add((actor, target))
+                if pair in requests:
+                    assert now - requests[pair][1] > timedelta(days=DEFAULTS.lapse_days - 1), "still open"
+                requests[pair] = actor, now
             case "accept":
-                assert (target, actor) in open_requests
+                sender, sent = requests[pair]
+                assert sender == target
+                assert now - sent < timedelta(days=DEFAULTS.lapse_days + 1)
                 assert pair not in friends
                 friends.add(pair)
+            case "block":
+                assert pair in requests
+                friends.discard(pair)
+                blocked.add(pair)
+                assert any(actor in pair for pair in friends), "who blocks has another friend"
             case action:
                 assert action == "message"
                 assert pair in friends
@@ -132,7 +149,9 @@ def test_published_log_has_the_contract_schema(tmp_path: Path, capsys: pytest.Ca
     assert (users.num_rows, interactions.num_rows) == PRESETS["regular"]
     extra = json.loads((out / "manifest.json").read_text())["extra"]
     assert NetworkParameters(**extra["parameters"]) == DEFAULTS
-    next_step = f"friendrec prepare --interactions {out}/interactions --users {out}/users --out data"
+    next_step = (
+        f"friendrec prepare --interactions {out}/interactions --users {out}/users --roles block=exclude --out data"
+    )
     assert next_step in capsys.readouterr().out
 
 
@@ -179,7 +198,7 @@ def attraction(log: Arrays) -> float:
 
 
 def test_popular_users_attract_more(large: Arrays) -> None:
-    even = DEFAULTS._replace(triadic=0.0, community=DEFAULTS.community + DEFAULTS.triadic, preferential=0.0)
+    even = plain(triadic=0.0, community=DEFAULTS.community + DEFAULTS.triadic)
     assert attraction(arrays(simulate(*PRESETS["4x"], seed=0, parameters=even))) < 1.3
     assert attraction(large) > 2
 
@@ -224,15 +243,98 @@ def closure_lift(log: Arrays) -> float:
     return float(np.mean(shared) / np.mean(chance))
 
 
-def test_triangles_close_beyond_what_communities_explain(large: Arrays) -> None:
-    moved = DEFAULTS._replace(triadic=0.0, community=DEFAULTS.community + DEFAULTS.triadic)
+def test_triangles_close_beyond_what_communities_explain() -> None:
+    moved = plain(triadic=0.0, community=DEFAULTS.community + DEFAULTS.triadic)
     assert closure_lift(arrays(simulate(*PRESETS["4x"], seed=0, parameters=moved))) < 1.2
-    assert closure_lift(large) > 1.4
+    assert closure_lift(arrays(simulate(*PRESETS["4x"], seed=0, parameters=plain()))) > 1.4
+
+
+def likeness(log: SocialLog) -> float:
+    """How much oftener the one asked has the actor's interest than others of the same community have."""
+    table = pa.table({name: log.interactions[name] for name in ("actor_id", "target_id", "action")})
+    asked = table.filter(pa.compute.equal(table["action"].cast(pa.string()), "request"))
+    actor, target = asked["actor_id"].to_numpy(), asked["target_id"].to_numpy()
+    community, interest = log.truth["community"].to_numpy(), np.array(log.users["interest"].to_pylist())
+    inside = community[actor] == community[target]
+    chance = [(interest[community == c][:, None] == interest[community == c]).mean() for c in community[actor[inside]]]
+    return float((interest[actor] == interest[target])[inside].mean() / np.mean(chance))
+
+
+def test_like_turns_to_like() -> None:
+    """The same interest counts beyond what it tells of the community; without its factor it does not."""
+    assert likeness(simulate(*PRESETS["regular"], seed=0)) > 1.2
+    assert likeness(simulate(*PRESETS["regular"], seed=0, parameters=plain())) < 1.1
+
+
+@pytest.mark.parametrize("rhythm", [0.0, 0.5, 0.85])
+def test_the_activity_clock_is_the_integral_of_its_rate(rhythm: float) -> None:
+    hours = np.linspace(0, 72, 72 * 60 + 1)
+    middle = np.floor((hours[1:] + hours[:-1]) / 2) % 24
+    rate = 1 + rhythm * np.cos(2 * np.pi * (middle - 20) / 24)
+    integral = np.concatenate([[0], np.cumsum(rate) / 60 / 24])
+    np.testing.assert_allclose(activity_days(hours / 24, rhythm), integral, atol=1e-9)
+    np.testing.assert_allclose(wall_days(integral, rhythm), hours / 24, atol=1e-9)
+
+
+def hour_share(log: Arrays, first: int, last: int) -> float:
+    hour = (log.day % 1) * 24
+    return float(((hour >= first) & (hour < last)).mean())
+
+
+def test_nights_are_quiet(large: Arrays) -> None:
+    """Six hours of the night and of the evening, against what the stated rate gives them, and against no rhythm."""
+    assert hour_share(large, 5, 11) == pytest.approx(0.25 * (1 - 0.85 * 0.93), abs=0.01)
+    assert hour_share(large, 17, 23) == pytest.approx(0.25 * (1 + 0.85 * 0.93), abs=0.02)
+    flat = arrays(simulate(*PRESETS["4x"], seed=0, parameters=DEFAULTS._replace(rhythm=0.0)))
+    assert hour_share(flat, 5, 11) == pytest.approx(0.25, abs=0.01)
+
+
+def gap_dispersion(log: Arrays) -> float:
+    """Median over busy founders of the spread of the gaps between a user's own events, in means: 1 is Poisson."""
+    spreads = []
+    for user in np.flatnonzero(log.joined <= log.joined.min()):
+        days = log.day[log.actor == user]
+        if len(days) >= 40:
+            gaps = np.diff(days)
+            spreads.append(gaps.std() / gaps.mean())
+    assert len(spreads) > 20
+    return float(np.median(spreads))
+
+
+def test_users_act_in_bursts(large: Arrays) -> None:
+    """Without what sets off more of one's own events, gaps are those of a Poisson process."""
+    alone = DEFAULTS._replace(stay=0.0, reply=0.0, greet=0.0, accept_inside=0.0, accept_outside=0.0, rhythm=0.0)
+    assert gap_dispersion(arrays(simulate(*PRESETS["4x"], seed=0, parameters=alone))) == pytest.approx(1, abs=0.12)
+    assert gap_dispersion(large) > 1.6
+
+
+def test_activity_is_a_power_law(large: Arrays) -> None:
+    """Maximum-likelihood exponent of the least active nine tenths (above them it is cut off), and of what users do."""
+    activity = simulate(*PRESETS["4x"], seed=0).truth["activity"].to_numpy()
+    end = np.quantile(activity, 0.9)
+    below = np.log(activity[activity < end])
+    exponent = len(below) / (below.sum() + np.log(end) * (activity >= end).sum())
+    assert exponent == pytest.approx(DEFAULTS.activity_tail, rel=0.04)
+    events = np.bincount(large.actor, minlength=len(activity))
+    assert np.sort(events)[-len(events) // 100 :].sum() > 0.06 * events.sum(), "one in a hundred does a lot"
+    founders = large.joined <= large.joined.min()
+    assert stats.spearmanr(activity[founders], events[founders]).statistic > 0.25
+
+
+def test_blocks_are_as_many_as_stated() -> None:
+    """Fewer than the mean says by those who have no other friend, and by whom a first block has silenced."""
+    often = DEFAULTS._replace(block_request=0.0, block_message=0.05)
+    log = arrays(simulate(*PRESETS["4x"], seed=0, parameters=often))
+    messages, blocks = int((log.action == "message").sum()), len(log.pairs("block"))
+    assert 0.65 * 0.05 * messages < blocks < 0.05 * messages
+    assert not arrays(simulate(*PRESETS["regular"], seed=0, parameters=often._replace(block_message=0.0))).pairs(
+        "block"
+    )
 
 
 def request_delays(log: Arrays) -> tuple[np.ndarray, np.ndarray]:
     """Of each pair's first request, if 30 days before the end or earlier: whether inside a community, and the days
-    until it was accepted (inf: never).
+    of the activity clock until it was accepted (inf: not before it lapsed).
     """
     accepted = {pair: i for i, pair in zip(np.flatnonzero(log.action == "accept"), log.pairs("accept"), strict=True)}
     first: dict[frozenset[int], int] = {}
@@ -240,12 +342,16 @@ def request_delays(log: Arrays) -> tuple[np.ndarray, np.ndarray]:
         first.setdefault(frozenset((log.actor[i], log.target[i])), i)
     sent = np.array([i for i in first.values() if log.day[i] < -30])
     answers = [accepted.get((log.target[i], log.actor[i])) for i in sent]
-    delay = np.array([np.inf if j is None else log.day[j] - log.day[i] for i, j in zip(sent, answers, strict=True)])
+    clock = activity_days(log.day, DEFAULTS.rhythm)
+    delay = np.array([np.inf if j is None else clock[j] - clock[i] for i, j in zip(sent, answers, strict=True)])
+    delay[delay >= DEFAULTS.lapse_days] = np.inf  # it was a later request of the pair that was accepted
     return log.community[log.actor[sent]] == log.community[log.target[sent]], delay
 
 
-def test_acceptance_has_the_stated_rate_and_delay(large: Arrays) -> None:
-    inside, delay = request_delays(large)
+def test_acceptance_has_the_stated_rate_and_delay() -> None:
+    """Where no block comes before it."""
+    peaceful = DEFAULTS._replace(block_request=0.0, block_message=0.0)
+    inside, delay = request_delays(arrays(simulate(*PRESETS["4x"], seed=1, parameters=peaceful)))
     for where, rate in ((inside, DEFAULTS.accept_inside), (~inside, DEFAULTS.accept_outside)):
         asked, accepted = int(where.sum()), int(np.isfinite(delay[where]).sum())
         assert stats.binomtest(accepted, asked, rate).pvalue > 1e-3

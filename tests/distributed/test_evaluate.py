@@ -47,7 +47,9 @@ def evaluate_run(options: dict[str, Any]) -> int:
     return asked
 
 
-@pytest.mark.parametrize("what", ["run", "baselines", "recommendations"])
+@pytest.mark.parametrize(
+    "what", ["run", *(pytest.param(what, marks=pytest.mark.long) for what in ("baselines", "recommendations"))]
+)
 def test_two_ranks_write_the_report_of_one(workers: Workers, root: Path, tmp_path: Path, what: str) -> None:
     chosen: dict[str, Any] = {
         "run": {"run": str(root / "run")},
@@ -67,6 +69,7 @@ def test_two_ranks_write_the_report_of_one(workers: Workers, root: Path, tmp_pat
         assert one["tasks"]["next_contact"]["live"]["recall@10"] > 0
 
 
+@pytest.mark.long
 def test_a_use_of_the_test_period_is_one_use_on_two_ranks(workers: Workers, root: Path, tmp_path: Path) -> None:
     options = {
         "data": str(root / "data"), "run": str(root / "run"), "out": str(tmp_path / "report"), "period": "test",

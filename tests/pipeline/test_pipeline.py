@@ -1,10 +1,13 @@
 """The driver runs each stage as a job, goes on where it stopped, and stops with a clear line."""
 
 import json
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -26,7 +29,8 @@ METRICS = {
 
 @pytest.fixture
 def options(tmp_path: Path) -> PipelineOptions:
-    (tmp_path / "log.parquet").write_bytes(b"events")
+    row = {"actor_id": [1], "target_id": [2], "action": ["message"], "timestamp": pa.array([7], pa.timestamp("us"))}
+    pq.write_table(pa.table(row), tmp_path / "log.parquet")
     return PipelineOptions(
         interactions=str(tmp_path / "log.parquet"), out=str(tmp_path / "work"), train_args="--epochs 1", nproc=3
     )
@@ -82,6 +86,50 @@ def test_one_directory_is_of_one_log_and_one_set_of_options(options: PipelineOpt
     Path(options.interactions).write_bytes(b"other events")
     with pytest.raises(FriendrecError, match="begun with other --interactions"):
         pipeline.main(options)
+
+
+def test_options_of_stages_to_come_may_change(options: PipelineOptions, ran: list[str]) -> None:
+    pipeline.main(options)
+    for name in ("report", "recommendations"):
+        shutil.rmtree(Path(options.out) / name)
+    ran.clear()
+    pipeline.main(replace(options, evaluate_args=""))
+    assert ran == CHAIN[4:]
+    with pytest.raises(FriendrecError, match="begun with other --evaluate-args: choose another --out"):
+        pipeline.main(options)
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"prepare_args": "--time-unti s"}, "`friendrec prepare` has no argument --time-unti: did you mean"),
+        (
+            {"train_args": "--epoch 3"},
+            "`friendrec train two_tower_mlp` has no argument --epoch: did you mean --epochs?",
+        ),
+        ({"evaluate_args": "--period never"}, "--period cannot be never"),
+        ({"preset": "two_towers"}, "unknown preset 'two_towers'"),
+    ],
+)
+def test_mistakes_are_told_before_the_first_job(
+    options: PipelineOptions, ran: list[str], change: dict[str, str], line: str
+) -> None:
+    with pytest.raises(FriendrecError, match=re.escape(line)):
+        pipeline.main(replace(options, **change))
+    assert ran == []
+    assert not Path(options.out).exists()
+
+
+def test_a_log_with_other_names_is_told_with_the_words_to_add(options: PipelineOptions, ran: list[str]) -> None:
+    table = pq.read_table(options.interactions).rename_columns(["src", "target_id", "action", "timestamp"])
+    pq.write_table(table.set_column(3, "timestamp", pa.array([1_700_000_000_000])), options.interactions)
+    with pytest.raises(FriendrecError, match=r"run the same command with --prepare-args='--columns actor_id=src'$"):
+        pipeline.main(options)
+    words = "--columns actor_id=src --time-unit ms"
+    with pytest.raises(FriendrecError, match=f"with --prepare-args='{words}'$"):
+        pipeline.main(replace(options, prepare_args="--columns actor_id=src"))
+    pipeline.main(replace(options, prepare_args=words))
+    assert ran == CHAIN
 
 
 def test_stages_get_their_inputs_and_options(options: PipelineOptions) -> None:
