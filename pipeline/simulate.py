@@ -1,6 +1,6 @@
 """Simulate the log of a friend network whose true parameters are known.
 
-Writes interactions/, users/ (profiles), truth/ (communities, joining times and activity: for tests only, never an
+Writes interactions/, users/ (profiles), truth/ (communities, joining times and activity: for the oracle, never an
 input of a model) and a manifest with the parameters of the network. The same options give the same bytes.
 """
 
