@@ -34,7 +34,7 @@ friendrec evaluate --data data --run run --index index --baselines --period test
 friendrec evaluate --data data --baselines --out report-baselines
 friendrec evaluate --data data --baselines --oracle log --out report-oracle
 friendrec evaluate --data data --recommendations lists --baselines --out report-lists
-torchrun --nproc-per-node 2 --no-python friendrec evaluate --data data --run run --baselines --out report
+torchrun --nproc-per-node 2 --no-python -- friendrec evaluate --data data --run run --baselines --out report
 friendrec evaluate --data data --protocol link --out report-link
 friendrec evaluate --data data --protocol reference --out report-reference
 """

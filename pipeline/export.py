@@ -13,7 +13,7 @@ from friendrec.pipeline.together import publish_together, say
 EXAMPLES = """
 friendrec export --run RUN --data DATA --out EMBEDDINGS
 friendrec export --run RUN --data DATA --out EMBEDDINGS --as-of 2025-01-01T00:00:00Z --dtype float16
-torchrun --nproc-per-node 2 --no-python friendrec export --run RUN --data DATA --out EMBEDDINGS
+torchrun --nproc-per-node 2 --no-python -- friendrec export --run RUN --data DATA --out EMBEDDINGS
 """
 
 

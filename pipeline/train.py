@@ -30,7 +30,7 @@ friendrec train two_tower_mlp --data DATA --out RUN
 friendrec train two_tower_mlp --data DATA --out RUN --epochs 5 --dim 32 --no-copy-term
 friendrec train two_tower_mlp --data DATA --out RUN --plan-only --world-size 8
 friendrec train two_tower_mlp --data DATA --out RUN --init-from EMBEDDINGS
-torchrun --nproc-per-node 2 --no-python friendrec train two_tower_mlp --data DATA --out RUN --resume
+torchrun --nproc-per-node 2 --no-python -- friendrec train two_tower_mlp --data DATA --out RUN --resume
 """
 
 
