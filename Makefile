@@ -24,10 +24,10 @@ demo: $(READY)
 	$(RUN) friendrec pipeline --interactions demo/log/interactions --prepare-args="--users demo/log/users --roles block=exclude" --preset two_tower_mlp --nproc 2 --out demo/pipeline
 
 test: $(READY)
-	$(RUN) python -m pytest -m "not long"
+	$(RUN) python -m pytest -m "not long" --durations=10
 
 test-long: $(READY)
-	$(RUN) python -m pytest -m long
+	$(RUN) python -m pytest -m long --durations=10
 
 lint: $(READY) docs
 	$(RUN) ruff format --check

@@ -8,6 +8,7 @@ candidates with a bonus and excludes 20, as a friend recommendation does; bare F
 
 import argparse
 import time
+from functools import partial
 
 import numpy as np
 from measuring import medians, report, table
@@ -74,7 +75,7 @@ def exact_table(targets: Vectors, asked: Vectors, repeats: int) -> str:
     return table(["queries", "bare FAISS", "vectors alone", "with 20 named and 20 excluded"], rows)
 
 
-def kinds_table(targets: Vectors, asked: Vectors, recall: float, repeats: int, with_milvus: bool) -> str:
+def kinds_table(targets: Vectors, asked: Vectors, recall: float, m: int, repeats: int, with_milvus: bool) -> str:
     """Each kind on the same queries, one at a time as a server has them and together."""
     exact = ExactIndex(targets, np.arange(len(targets)))
     sample, rest = np.split(asked, [len(asked) // 2])
@@ -82,7 +83,7 @@ def kinds_table(targets: Vectors, asked: Vectors, recall: float, repeats: int, w
     rows = []
     for kind in ("exact", "ivf", "hnsw", *(["milvus"] if with_milvus else [])):
         start = time.perf_counter()
-        index = built(kind, targets)
+        index = built(kind, targets, m)
         seconds = time.perf_counter() - start
         if isinstance(index, ApproximateIndex):
             try:
@@ -90,19 +91,19 @@ def kinds_table(targets: Vectors, asked: Vectors, recall: float, repeats: int, w
             except FriendrecError as error:
                 rows.append([kind, f"{seconds:.1f} s", str(error).partition(", before")[0], "", "", ""])
                 continue
-            kind += f", {index.effort_name} {index.effort}"
+            kind += f", {f'm {m}, ' if kind == 'hnsw' else ''}{index.effort_name} {index.effort}"
         some = queries.take(np.arange(min(len(rest), SLOW if isinstance(index, MilvusIndex) else len(rest))))
         rows.append([kind, f"{seconds:.1f} s", *searched(index, exact, some, repeats)])
     header = ["kind", "built in", "of the exact 10", f"of the exact {K}", "one query", "queries/s together"]
     return table(header, rows)
 
 
-def built(kind: str, targets: Vectors) -> Index:
+def built(kind: str, targets: Vectors, m: int) -> Index:
     users = np.arange(len(targets))
     build = {
         "exact": ExactIndex,
         "ivf": ApproximateIndex.ivf,
-        "hnsw": ApproximateIndex.hnsw,
+        "hnsw": partial(ApproximateIndex.hnsw, m=m),
         "milvus": MilvusIndex.build,
     }
     index: Index = build[kind](targets, users)  # type: ignore[operator]
@@ -124,6 +125,7 @@ def run() -> None:
     parser.add_argument("--queries", type=int, default=2048)
     parser.add_argument("--embeddings", help="what `friendrec export` made, measured as well")
     parser.add_argument("--recall", type=float, default=0.98)
+    parser.add_argument("--m", type=int, default=32, help="neighbours in the graph of hnsw")
     parser.add_argument("--milvus", action="store_true", help="Milvus Lite as well: slow")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--write", action="store_true", help="write results/search.md")
@@ -135,7 +137,7 @@ def run() -> None:
     for name, (targets, asked) in sources.items():
         about = f"## {len(targets):,} {name} vectors of {targets.shape[1]} dimensions, best {K}"
         exact = exact_table(targets, asked, options.repeats)
-        kinds = kinds_table(targets, asked, options.recall, options.repeats, options.milvus)
+        kinds = kinds_table(targets, asked, options.recall, options.m, options.repeats, options.milvus)
         parts += [about, "Exact against bare FAISS `IndexFlatIP`:", exact]
         parts += [
             f"Every kind, 20 named and 20 excluded a query, approximate ones calibrated to {options.recall}:",
