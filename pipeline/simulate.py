@@ -5,14 +5,19 @@ input of a model) and a manifest with the parameters of the network. The same op
 """
 
 import shlex
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
+from threading import Thread
 from typing import TYPE_CHECKING, Any, Literal
 
 from friendrec.pipeline.publish import is_finished, publish
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import pyarrow as pa
+
+    from friendrec.datasets.simulator import SocialLog
 
 PRESETS = {
     "regular": (2_000, 20_000),
@@ -102,10 +107,24 @@ def _tables(options: SimulateOptions) -> "dict[str, pa.Table]":
     from friendrec.datasets.simulator import simulate
 
     events = np.zeros(1, np.int64)
-    with ThreadPoolExecutor(1) as pool, Progress(console=Console(stderr=True), transient=True) as bar:
+    growing = _begun(lambda: simulate(*options.size, options.seed, progress=events))
+    with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("events", total=options.size[1])
-        growing = pool.submit(simulate, *options.size, options.seed, progress=events)
         while wait([growing], timeout=0.2).not_done:
             bar.update(task, completed=events[0])
     log = growing.result()
     return {"interactions": log.interactions, "users": log.users, "truth": log.truth}
+
+
+def _begun(work: "Callable[[], SocialLog]") -> "Future[SocialLog]":
+    """Its result, from a thread that the process does not wait for: a pool's would hold up whoever asks to stop."""
+    result: Future[SocialLog] = Future()
+
+    def run() -> None:
+        try:
+            result.set_result(work())
+        except BaseException as error:  # raised where the result is asked for
+            result.set_exception(error)
+
+    Thread(target=run, daemon=True).start()
+    return result

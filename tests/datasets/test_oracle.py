@@ -91,6 +91,7 @@ def found(population: Population) -> list[tuple[Events, np.ndarray]]:
     return predictions(population, LIVELY, LIVELY, runs=400)
 
 
+@pytest.mark.long
 def test_what_happens_is_as_likely_as_the_oracle_says(found: list[tuple[Events, np.ndarray]]) -> None:
     happened = np.bincount(np.concatenate([events.action for events, _ in found]), minlength=len(ACTIONS))
     assert happened.min() > 300, "blocks too"

@@ -64,7 +64,7 @@ def is_alive(pid: int) -> bool:
     "moment",
     [
         "step 15",
-        "checkpoint",
+        pytest.param("checkpoint", marks=pytest.mark.long),
         pytest.param("step 3", marks=pytest.mark.long),
         pytest.param("step 28", marks=pytest.mark.long),
         pytest.param("validation", marks=pytest.mark.long),
