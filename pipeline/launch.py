@@ -69,6 +69,8 @@ def launch(options: LaunchOptions, command: Sequence[str]) -> int:
     from torch.distributed.elastic.multiprocessing.api import SignalException
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    # Else restarted workers meet in the store of those before them, and may find addresses where nobody listens now.
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGINT,SIGHUP,SIGQUIT"  # SIGTERM is ours
     agent = _agent(options, command)
     try:
