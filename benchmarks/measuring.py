@@ -61,6 +61,12 @@ def medians(ways: Mapping[str, Callable[[], object]], repeats: int) -> dict[str,
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
+def ratio(ours: Sequence[float], theirs: Sequence[float]) -> str:
+    """Of neighbours in time: the median is bold, the range tells how quiet the machine was."""
+    ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+    return f"**{statistics.median(ratios):.2f}×** ({min(ratios):.2f}–{max(ratios):.2f})"
+
+
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table, aligned to be read in a terminal too."""
     widths = [max(len(line[i]) for line in [header, *rows]) for i in range(len(header))]

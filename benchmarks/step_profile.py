@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from measuring import arguments, opened, report, simulated, table, workplace
+from measuring import arguments, opened, ratio, report, simulated, table, workplace
 from torch import nn
 
 from friendrec.datasets.batch import Batch
@@ -89,7 +89,6 @@ def measure(data: Path, folder: Path, num_batches: int, repeats: int, threads: i
             out = folder / f"{data.name}-{name}-{repeat}"
             found[name].append(profile(name, data, out, num_batches, threads))
     speeds = {name: [n / sum(seconds.values()) for seconds, n in runs] for name, runs in found.items()}
-    ratios = {name: [a / b for a, b in zip(speeds[name], speeds[PRESETS[0]], strict=True)] for name in PRESETS}
     return [
         [
             data.name,
@@ -97,7 +96,7 @@ def measure(data: Path, folder: Path, num_batches: int, repeats: int, threads: i
             f"{1000 * statistics.median(sum(s.values()) for s, _ in runs) / num_batches:.1f}",
             *(f"{statistics.median(100 * s[part] / sum(s.values()) for s, _ in runs):.1f} %" for part in PARTS),
             f"{statistics.median(speeds[name]):,.0f}",
-            f"**{statistics.median(ratios[name]):.2f}×** ({min(ratios[name]):.2f}–{max(ratios[name]):.2f})",
+            ratio(speeds[name], speeds[PRESETS[0]]),
         ]
         for name, runs in found.items()
     ]

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from measuring import arguments, opened, report, simulated, table, workplace
+from measuring import arguments, opened, ratio, report, simulated, table, workplace
 
 USERS, EVENTS = 5_000, 200_000
 WARM_UP = 20  # steps
@@ -59,12 +59,6 @@ def measure(data: Path, folder: Path, batch_size: int, repeats: int) -> Sequence
     typical = {name: f"{statistics.median(values):,.0f}" for name, values in speeds.items()}
     ratios = {name: ratio(speeds[name], speeds["independent"]) for name in ("weak", "strong")}
     return [data.name, typical["independent"], typical["weak"], ratios["weak"], typical["strong"], ratios["strong"]]
-
-
-def ratio(ours: Sequence[float], theirs: Sequence[float]) -> str:
-    """Of neighbours in time: the median is bold, the range tells how quiet the machine was."""
-    ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
-    return f"**{statistics.median(ratios):.2f}×** ({min(ratios):.2f}–{max(ratios):.2f})"
 
 
 def run() -> None:

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from friendrec.datasets.simulator import END_US, as_timestamps, check_range
+from friendrec.datasets.simulator import DAY_US, END_US, as_timestamps, check_size
 
 ACTIONS = ("comment", "follow", "like", "share")
 FOLLOW = ACTIONS.index("follow")
@@ -27,7 +27,6 @@ SAME_COMMUNITY, FOLLOWED = 2.0, 0.1
 """Factors of a target's weight."""
 YEAR, NEAR, NEAR_SHARE = 365.0, 2.0, 0.3
 """Days of the log; a share of the events lies within so many days of the event drawn before."""
-DAY_US = 86_400_000_000
 
 
 class ReferenceLog(NamedTuple):
@@ -47,9 +46,7 @@ def reference_log(users: int, events: int, seed: int) -> ReferenceLog:
     >>> reference_log(users=2_000, events=20_000, seed=0).interactions.num_rows
     20000
     """
-    check_range("--users", users, 2, "a friend network has at least two people")
-    check_range("--events", events, 1, "an empty log teaches nothing")
-    check_range("--seed", seed, 0, "any number from 0 is a seed")
+    check_size(users, events, seed)
     rng = np.random.default_rng(seed)
     community = rng.integers(max(1, users // COMMUNITY_SIZE), size=users)
     action = rng.choice(len(ACTIONS), events, p=ACTION_WEIGHTS).astype(np.int8)

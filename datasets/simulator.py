@@ -49,9 +49,7 @@ def simulate(
     >>> simulate(users=2_000, events=20_000, seed=0).interactions.num_rows
     20000
     """
-    check_range("--users", users, 2, "a friend network has at least two people")
-    check_range("--events", events, 1, "an empty log teaches nothing")
-    check_range("--seed", seed, 0, "any number from 0 is a seed")
+    check_size(users, events, seed)
     rng = np.random.default_rng(seed)
     population = draw_population(users, parameters, rng)
     net, rate = empty_network(population, events), visit_rate(population, events, parameters)
@@ -85,7 +83,14 @@ def simulate(
     return SocialLog(interactions, draw_profiles(population, rng).sort_by("user_id"), truth.sort_by("user_id"))
 
 
-def check_range(option: str, value: int, least: int, reason: str) -> None:
+def check_size(users: int, events: int, seed: int) -> None:
+    """Refuse what no log can be simulated of."""
+    _check_range("--users", users, 2, "a friend network has at least two people")
+    _check_range("--events", events, 1, "an empty log teaches nothing")
+    _check_range("--seed", seed, 0, "any number from 0 is a seed")
+
+
+def _check_range(option: str, value: int, least: int, reason: str) -> None:
     if not least <= value <= MOST:
         raise FriendrecError(f"{option} {value}: {reason}; give {least} to {MOST:,}")
 

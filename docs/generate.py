@@ -19,7 +19,9 @@ REPOSITORY = Path(__file__).parents[1]
 PACKAGES = ("datasets", "models", "sharding", "pipeline", "torchx_components")
 STAGES = {
     "the command line": ("pipeline/arguments", "pipeline/cli", "pipeline/launch", "pipeline/times"),
-    "files and directories, any command": ("pipeline/publish", "pipeline/manifest", "pipeline/lineage"),
+    "files and directories, any command": (
+        "pipeline/publish", "pipeline/manifest", "pipeline/lineage", "pipeline/given",
+    ),
     "simulate": ("pipeline/simulate", "datasets/simulator", "datasets/reference_log"),
     "prepare": (
         "pipeline/prepare", "datasets/schema", "datasets/cleaning", "datasets/profiles", "datasets/preparation",

@@ -25,15 +25,6 @@ def describe_contents(published: Published) -> Description:
     return known(published) if known else Description(_scalars(published.manifest.extra))
 
 
-def size(count: float) -> str:
-    """Bytes for people."""
-    for unit in ("bytes", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:,.1f} GB"
-
-
 def epochs_table(lines: Iterable[str], best_step: int) -> Table:
     """The validations of metrics.jsonl: one row an epoch, with the mean of the losses logged since the one before."""
     table = Table(title="validations, live; * is the best, which is what the run gives")

@@ -15,8 +15,7 @@ from torchrec.distributed import DistributedModelParallel
 from friendrec.datasets.prepared import PreparedData
 from friendrec.errors import FriendrecError
 from friendrec.pipeline.embeddings import vectors_of
-from friendrec.pipeline.manifest import MANIFEST
-from friendrec.pipeline.publish import open_published
+from friendrec.pipeline.given import parquet_files, rows_of_ids
 from friendrec.sharding.parallel import LocalShard, local_shards
 
 _CHUNK = 1 << 13  # vectors read at a time
@@ -70,7 +69,7 @@ def open_given(path: str, data: PreparedData, dim: int) -> Given:
     They have `user_id` as in the log and a list column `target` or `vector` of `dim` numbers; exported targets have
     one more, the bias, which is dropped.
     """
-    files, exported = _files(path)
+    files, manifest = parquet_files(path, "embeddings", f"--init-from {path}")
     try:
         columns = set.intersection(*(set(pq.read_schema(file).names) for file in files))
         column = next((name for name in _COLUMNS if name in columns), _COLUMNS[0])
@@ -83,12 +82,12 @@ def open_given(path: str, data: PreparedData, dim: int) -> Given:
             f"--init-from {path}: {str(error).splitlines()[0]}; "
             "give Parquet with user_id and a list column target or vector"
         ) from None
-    rows, width = _rows(path, ids, data), length - exported
+    rows, width = _rows(path, ids, data), length - (manifest is not None)
     if width != dim:
         raise FriendrecError(
             f"--init-from {path}: its vectors have {width} dimensions and the tables {dim}; pass --dim {width}"
         )
-    return Given(path, files, column, dim, rows)
+    return Given(path, tuple(files), column, dim, rows)
 
 
 def start_from(given: Given, model: DistributedModelParallel) -> None:
@@ -104,18 +103,7 @@ def _write(given: Given, part: LocalShard) -> None:
         part.values[place] = torch.from_numpy(vectors[:, part.columns].copy()).to(part.values)
 
 
-def _files(path: str) -> tuple[tuple[Path, ...], bool]:
-    """The Parquet files, and whether friendrec exported them."""
-    place, exported = Path(path), "://" in path or (Path(path) / MANIFEST).exists()
-    if exported:
-        place, _ = open_published(path, "embeddings")
-    files = tuple(sorted(place.rglob("*.parquet"))) if place.is_dir() else (place,)
-    if not files:
-        raise FriendrecError(f"--init-from {path} holds no Parquet file")
-    return files, exported
-
-
-def _length(files: tuple[Path, ...], column: str) -> int:
+def _length(files: list[Path], column: str) -> int:
     """Of the first vector that there is; 0 where there is none."""
     first = (batch[column] for file in files for batch in pq.ParquetFile(file).iter_batches(1, columns=[column]))
     return next((pc.list_value_length(vector)[0].as_py() or 0 for vector in first), 0)
@@ -123,11 +111,8 @@ def _length(files: tuple[Path, ...], column: str) -> int:
 
 def _rows(path: str, ids: pa.ChunkedArray, data: PreparedData) -> NDArray[np.int64]:
     """The table's row of each raw id; -1 for users that are unknown or came after the train period."""
-    known = pa.array(data.user_ids[: data.num_train_users])
-    try:
-        rows = pc.fill_null(pc.index_in(ids.cast(known.type), value_set=known), -1).to_numpy().astype(np.int64)
-    except pa.ArrowException as error:
-        raise FriendrecError(f"--init-from {path}: {error}; user ids of the prepared data are {known.type}") from None
+    rows = rows_of_ids(ids, data, f"--init-from {path}")
+    rows = np.where(rows < data.num_train_users, rows, -1)
     found = rows[rows >= 0]
     if len(np.unique(found)) < len(found):
         raise FriendrecError(f"--init-from {path}: a user has two vectors; leave one row a user_id")

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from friendrec.errors import FriendrecError
 from friendrec.pipeline.manifest import MANIFEST, File, Manifest, absolute, combine, fingerprint
-from friendrec.pipeline.publish import read_manifest
+from friendrec.pipeline.publish import exists, filesystem, read_manifest
 
 State = Literal["unchanged", "changed", "gone", "not checked"]
 
@@ -26,7 +26,8 @@ class Published:
 
     def open(self, name: str) -> Any:
         """One of its files, as a binary stream."""
-        return self._filesystem[0].open(self._stored(name, self.manifest.files[name]))
+        found, stored = self._stored(name, self.manifest.files[name])
+        return found.open(stored)
 
     def text(self, name: str) -> str:
         """One of its files, as text."""
@@ -37,26 +38,21 @@ class Published:
     def damage(self, verify: bool) -> str | None:
         """The first file that is not what the manifest says, by its size or, with `verify`, its checksum."""
         for name, file in self.manifest.files.items():
-            filesystem, stored = self._filesystem[0], self._stored(name, file)
-            if not filesystem.exists(stored):
+            found, stored = self._stored(name, file)
+            if not found.exists(stored):
                 return f"{name} is missing"
-            if filesystem.size(stored) != file.bytes:
+            if found.size(stored) != file.bytes:
                 return f"{name} has another size"
             if verify:
-                with filesystem.open(stored) as stream:
+                with found.open(stored) as stream:
                     if hashlib.file_digest(stream, "sha256").hexdigest() != file.sha256:
                         return f"{name} has another checksum"
         return None
 
-    @property
-    def _filesystem(self) -> tuple[Any, str]:
-        import fsspec
-
-        filesystem, root = fsspec.core.url_to_fs(self.place)
-        return filesystem, root.rstrip("/")
-
-    def _stored(self, name: str, file: File) -> str:
-        return f"{self._filesystem[1]}/{file.stored or name}"
+    def _stored(self, name: str, file: File) -> tuple[Any, str]:
+        """The file system and the path there."""
+        found, root = filesystem(self.place)
+        return found, f"{root}/{file.stored or name}"
 
 
 @dataclass(frozen=True)
@@ -97,7 +93,7 @@ def input_path(place: str, name: str) -> str:
 
 def _find(name: str, path: str, wanted: str, place: str, verify: bool) -> Source:
     moved = f"{place.rpartition('/')[0]}/{path.rpartition('/')[2]}"
-    there = [candidate for candidate in (path, moved) if _exists(candidate)]
+    there = [candidate for candidate in (path, moved) if exists(candidate)]
     for candidate in there:
         published = _published(candidate)
         if published is not None and _fingerprint(candidate, published) == wanted:
@@ -115,7 +111,7 @@ def _published(path: str) -> Published | None:
     """What is published at a path or, for a folder of it, around it."""
     around, _, folder = path.rpartition("/")
     for place in (path, around):
-        if not _exists(f"{place}/{MANIFEST}"):
+        if not exists(place, MANIFEST):
             continue
         try:
             published = look(place)
@@ -134,10 +130,3 @@ def _fingerprint(path: str, published: Published) -> str:
     files = published.manifest.files.items()
     inside = [(name.removeprefix(folder), f.bytes, f.sha256) for name, f in files if name.startswith(folder)]
     return combine(inside)
-
-
-def _exists(path: str) -> bool:
-    import fsspec
-
-    filesystem, root = fsspec.core.url_to_fs(path)
-    return bool(filesystem.exists(root))

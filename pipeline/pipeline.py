@@ -16,6 +16,7 @@ from typing import Any
 from friendrec.datasets.preparation_config import Correctable
 from friendrec.errors import FriendrecError
 from friendrec.pipeline.cli import read_verb
+from friendrec.pipeline.manifest import absolute
 from friendrec.pipeline.prepare import open_inputs, option_words
 from friendrec.pipeline.publish import fingerprint, open_published
 
@@ -86,7 +87,7 @@ def main(options: PipelineOptions) -> None:
 def _stages(options: PipelineOptions, out: str) -> list[Stage]:
     data, run, embeddings, index = (f"{out}/{name}" for name in ("data", "run", "embeddings", "index"))
     report, recommendations = f"{out}/report", f"{out}/recommendations"
-    interactions = options.interactions if "://" in options.interactions else os.path.abspath(options.interactions)
+    interactions = absolute(options.interactions)
     prepare, train, evaluate = map(shlex.split, (options.prepare_args, options.train_args, options.evaluate_args))
     model = ("--run", run, "--data", data)
     return [

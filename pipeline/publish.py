@@ -32,8 +32,11 @@ __all__ = [
     "KINDS",
     "File",
     "Manifest",
+    "exists",
+    "filesystem",
     "fingerprint",
     "is_finished",
+    "noun",
     "open_published",
     "publish",
     "read_manifest",
@@ -87,7 +90,7 @@ def is_finished(out: str | Path, *, kind: str, options: object, inputs: Mapping[
 
     Inputs are compared by content: neither their paths nor that of `out` matter.
     """
-    if not _exists(out, MANIFEST):
+    if not exists(out, MANIFEST):
         return False
     manifest = _read_manifest(out)
     if manifest.kind != kind or _settings(manifest.options, inputs) != _settings(plain(options), inputs):
@@ -109,17 +112,18 @@ def open_published(path: str | Path, kind: str | None = None, verify: bool = Fal
 
 def read_manifest(path: str | Path, kind: str | None = None) -> Manifest:
     """The manifest of something published; its files are neither fetched nor looked at."""
-    if not _exists(path):
+    if not exists(path):
         raise FriendrecError(f"{path} does not exist: {_remedy(kind)}")
-    if not _exists(path, MANIFEST):
+    if not exists(path, MANIFEST):
         raise FriendrecError(f"{path} has no {MANIFEST}, so it is unfinished or not made by friendrec: {_remedy(kind)}")
     manifest = _read_manifest(path)
     if kind is not None and manifest.kind != kind:
-        raise FriendrecError(f"{path} is {_noun(manifest.kind)}, expected {_noun(kind)}: {_remedy(kind)}")
+        raise FriendrecError(f"{path} is {noun(manifest.kind)}, expected {noun(kind)}: {_remedy(kind)}")
     return manifest
 
 
-def _noun(kind: str) -> str:
+def noun(kind: str) -> str:
+    """How a kind of directory is named."""
     return KINDS[kind][0] if kind in KINDS else f"of kind {kind!r}"
 
 
@@ -144,8 +148,8 @@ def _check_files(directory: Path, manifest: Manifest, verify: bool) -> None:
 
 
 def _refuse_existing(out: str | Path) -> None:
-    if _exists(out, MANIFEST):
-        made = _noun(_read_manifest(out).kind)
+    if exists(out, MANIFEST):
+        made = noun(_read_manifest(out).kind)
         raise FriendrecError(f"{out} already holds {made}: choose another --out, or remove it")
     if not _is_url(out) and _local(out).exists() and not _is_empty_directory(_local(out)):
         raise FriendrecError(f"{out} exists and was not published by friendrec: choose another --out")
@@ -180,7 +184,7 @@ def _rename_into_place(attempt: Path, target: Path, manifest: Manifest) -> None:
 
 
 def _upload(attempt: Path, url: str, manifest: Manifest) -> None:
-    fs, root = _filesystem(url)
+    fs, root = filesystem(url)
     prefix = f"attempt-{uuid.uuid4().hex}"
     for name, path in files_below(attempt).items():
         stored = f"{root}/{prefix}/{name}"
@@ -197,7 +201,7 @@ def _fetch(url: str, manifest: Manifest) -> Path:
     if directory.exists():
         return directory
     cache.mkdir(parents=True, exist_ok=True)
-    fs, root = _filesystem(url)
+    fs, root = filesystem(url)
     attempt = Path(tempfile.mkdtemp(dir=cache))
     try:
         for name, file in manifest.files.items():
@@ -213,17 +217,19 @@ def _fetch(url: str, manifest: Manifest) -> Path:
 
 
 def _read_manifest(path: str | Path) -> Manifest:
-    fs, root = _filesystem(path)
+    fs, root = filesystem(path)
     return Manifest.from_json(fs.cat_file(f"{root}/{MANIFEST}").decode(errors="replace"), str(path))
 
 
-def _exists(path: str | Path, name: str = "") -> bool:
-    fs, root = _filesystem(path)
+def exists(path: str | Path, name: str = "") -> bool:
+    """Whether there is anything at a path or URL, or of that name in it."""
+    fs, root = filesystem(path)
     found: bool = fs.exists(f"{root}/{name}" if name else root)
     return found
 
 
-def _filesystem(path: str | Path) -> tuple[Any, str]:
+def filesystem(path: str | Path) -> tuple[Any, str]:
+    """The fsspec file system of a path or URL, and the path there."""
     import fsspec
 
     fs, root = fsspec.core.url_to_fs(str(path))

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
+from rich.filesize import decimal as size
 
 from friendrec.errors import FriendrecError
+from friendrec.pipeline.publish import noun
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -51,13 +53,13 @@ def main(options: ShowOptions) -> None:
 
 
 def _show_published(console: "Console", options: ShowOptions) -> None:
-    from friendrec.pipeline.description import Description, describe_contents, size
+    from friendrec.pipeline.description import Description, describe_contents
     from friendrec.pipeline.lineage import look
 
     published = look(options.directory)
     manifest = published.manifest
     damage = published.damage(options.verify)
-    console.print(f"{options.directory}: {_noun(published)}")
+    console.print(f"{options.directory}: {noun(published.manifest.kind)}")
     contents = Description({}) if damage else describe_contents(published)
     whole = "checksums agree" if options.verify else "sizes agree"
     about = {
@@ -88,17 +90,10 @@ def _lineage(published: "Published", verify: bool, told: set[str], depth: int = 
             yield line
         else:
             manifest = source.published.manifest
-            yield f"{line}: {_noun(source.published)}, made {manifest.created} by {shlex.join(manifest.command)}"
+            yield f"{line}: {noun(manifest.kind)}, made {manifest.created} by {shlex.join(manifest.command)}"
             if source.state == "unchanged":
                 yield from _lineage(source.published, verify, told, depth + 1)
         told.add(source.path)
-
-
-def _noun(published: "Published") -> str:
-    from friendrec.pipeline.publish import KINDS
-
-    kind = published.manifest.kind
-    return KINDS[kind][0] if kind in KINDS else f"of kind {kind!r}"
 
 
 def _show_unfinished(console: "Console", place: Path) -> None:

@@ -12,6 +12,8 @@ from typing import Dict, List, Optional  # noqa: UP035
 from torchx import specs
 
 IMAGE = "friendrec:latest"
+Environment = Optional[Dict[str, str]]  # noqa: UP006, UP045
+Mounts = Optional[List[str]]  # noqa: UP006, UP045
 
 
 def simulate(
@@ -19,8 +21,8 @@ def simulate(
     image: str = IMAGE,
     cpu: int = 2,
     memMB: int = 4096,
-    env: Optional[Dict[str, str]] = None,  # noqa: UP006, UP045
-    mounts: Optional[List[str]] = None,  # noqa: UP006, UP045
+    env: Environment = None,
+    mounts: Mounts = None,
 ) -> specs.AppDef:
     """Make a log of a simulated social network.
 
@@ -40,8 +42,8 @@ def prepare(
     image: str = IMAGE,
     cpu: int = 2,
     memMB: int = 8192,
-    env: Optional[Dict[str, str]] = None,  # noqa: UP006, UP045
-    mounts: Optional[List[str]] = None,  # noqa: UP006, UP045
+    env: Environment = None,
+    mounts: Mounts = None,
 ) -> specs.AppDef:
     """Turn an interaction log into a prepared data set.
 
@@ -65,8 +67,8 @@ def train(
     cpu: int = 2,
     gpu: int = 0,
     memMB: int = 8192,
-    env: Optional[Dict[str, str]] = None,  # noqa: UP006, UP045
-    mounts: Optional[List[str]] = None,  # noqa: UP006, UP045
+    env: Environment = None,
+    mounts: Mounts = None,
     rdzv_port: int = 29500,
 ) -> specs.AppDef:
     """Train a preset on one or more processes and machines; what dies goes on from the last checkpoint.
@@ -105,8 +107,8 @@ def export(
     image: str = IMAGE,
     cpu: int = 2,
     memMB: int = 8192,
-    env: Optional[Dict[str, str]] = None,  # noqa: UP006, UP045
-    mounts: Optional[List[str]] = None,  # noqa: UP006, UP045
+    env: Environment = None,
+    mounts: Mounts = None,
 ) -> specs.AppDef:
     """Write the embeddings of every user, each process its own rows.
 
@@ -127,8 +129,8 @@ def index(
     image: str = IMAGE,
     cpu: int = 2,
     memMB: int = 8192,
-    env: Optional[Dict[str, str]] = None,  # noqa: UP006, UP045
-    mounts: Optional[List[str]] = None,  # noqa: UP006, UP045
+    env: Environment = None,
+    mounts: Mounts = None,
 ) -> specs.AppDef:
     """Build a retrieval index from embeddings.
 
@@ -149,8 +151,8 @@ def evaluate(
     image: str = IMAGE,
     cpu: int = 2,
     memMB: int = 8192,
-    env: Optional[Dict[str, str]] = None,  # noqa: UP006, UP045
-    mounts: Optional[List[str]] = None,  # noqa: UP006, UP045
+    env: Environment = None,
+    mounts: Mounts = None,
 ) -> specs.AppDef:
     """Measure a run on the validation or test period.
 
@@ -172,8 +174,8 @@ def recommend(
     image: str = IMAGE,
     cpu: int = 2,
     memMB: int = 8192,
-    env: Optional[Dict[str, str]] = None,  # noqa: UP006, UP045
-    mounts: Optional[List[str]] = None,  # noqa: UP006, UP045
+    env: Environment = None,
+    mounts: Mounts = None,
 ) -> specs.AppDef:
     """Write recommendations for many users.
 
@@ -194,8 +196,8 @@ def compare(
     image: str = IMAGE,
     cpu: int = 2,
     memMB: int = 8192,
-    env: Optional[Dict[str, str]] = None,  # noqa: UP006, UP045
-    mounts: Optional[List[str]] = None,  # noqa: UP006, UP045
+    env: Environment = None,
+    mounts: Mounts = None,
 ) -> specs.AppDef:
     """Train one run a step of the climb and compare what each adds.
 
@@ -220,8 +222,8 @@ def pipeline(
     image: str = IMAGE,
     cpu: int = 2,
     memMB: int = 8192,
-    env: Optional[Dict[str, str]] = None,  # noqa: UP006, UP045
-    mounts: Optional[List[str]] = None,  # noqa: UP006, UP045
+    env: Environment = None,
+    mounts: Mounts = None,
 ) -> specs.AppDef:
     """Run the whole chain from a log to recommendations: a driver that runs each stage as a job of its own.
 
@@ -249,8 +251,8 @@ def _job(
     image: str,
     cpu: int,
     memMB: int,
-    env: Optional[Dict[str, str]],  # noqa: UP006, UP045
-    mounts: Optional[List[str]],  # noqa: UP006, UP045
+    env: Environment,
+    mounts: Mounts,
     nproc: int = 1,
     launch: Sequence[str] = (),
 ) -> specs.AppDef:

@@ -6,7 +6,6 @@ behind everybody with one, an actor without one asks for nobody in particular, a
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numba
 import numpy as np
@@ -19,8 +18,7 @@ from friendrec.datasets.prepared import PreparedData
 from friendrec.errors import FriendrecError
 from friendrec.pipeline.embeddings import vectors_of
 from friendrec.pipeline.evaluation.tasks import LEVELS, Events, Exclusions
-from friendrec.pipeline.manifest import MANIFEST
-from friendrec.pipeline.publish import open_published
+from friendrec.pipeline.given import parquet_files, rows_of_ids
 from friendrec.pipeline.retrieval.exact import ExactIndex
 from friendrec.pipeline.retrieval.protocol import Queries
 from friendrec.pipeline.times import format_time
@@ -54,7 +52,8 @@ class Lists:
 def read_vectors(path: str, data: PreparedData) -> tuple[Vectors, dict[str, int]]:
     """The columns user_id, query and target, and how many users were given, unknown, or lacking."""
     table = _read(path, "embeddings", ("user_id", "query", "target"), data)
-    rows, unknown = _rows(path, table["user_id"], data)
+    rows = rows_of_ids(table["user_id"], data, path)
+    unknown, rows = rows < 0, rows[rows >= 0]
     if len(np.unique(rows)) < len(rows):
         raise FriendrecError(f"--embeddings {path}: a user has two vectors; leave one row a user_id")
     vectors = {}
@@ -85,10 +84,8 @@ def read_vectors(path: str, data: PreparedData) -> tuple[Vectors, dict[str, int]
 def read_lists(path: str, data: PreparedData) -> tuple[Lists, dict[str, int]]:
     """The columns user_id, rank and candidate_id, and how many rows were given, of unknown users, or no candidates."""
     table = _read(path, "recommendations", ("user_id", "rank", "candidate_id"), data)
-    user, unknown = _rows(path, table["user_id"], data)
-    candidate = np.full(len(table), -1)
-    found, strange = _rows(path, table["candidate_id"], data)
-    candidate[~strange] = found
+    user, candidate = (rows_of_ids(table[column], data, path) for column in ("user_id", "candidate_id"))
+    unknown, user = user < 0, user[user >= 0]
     given, place = np.unique(table["user_id"].to_numpy(), return_inverse=True)
     length = int(np.bincount(place).max(initial=0))
     if length < SHORTEST_LIST:
@@ -144,18 +141,13 @@ def _read(path: str, kind: str, columns: Sequence[str], data: PreparedData) -> p
 
     What friendrec made says as of when, and must not know of what it is asked about.
     """
-    place = Path(path)
-    if "://" in path or (place / MANIFEST).exists():
-        place, manifest = open_published(path, kind)
-        if manifest.extra.get("as_of", data.train_until) > data.train_until:
-            until = format_time(data.train_until)
-            raise FriendrecError(
-                f"--{kind} {path} knows events until {format_time(manifest.extra['as_of'])}, "
-                f"and so what it would be asked: make it again with --as-of {until}"
-            )
-    files = sorted(place.rglob("*.parquet")) if place.is_dir() else [place]
-    if not files:
-        raise FriendrecError(f"--{kind} {path} holds no Parquet file")
+    files, manifest = parquet_files(path, kind, f"--{kind} {path}")
+    if manifest is not None and manifest.extra.get("as_of", data.train_until) > data.train_until:
+        until = format_time(data.train_until)
+        raise FriendrecError(
+            f"--{kind} {path} knows events until {format_time(manifest.extra['as_of'])}, "
+            f"and so what it would be asked: make it again with --as-of {until}"
+        )
     try:
         table = pa.concat_tables([pq.read_table(file) for file in files]).combine_chunks()
         table.select(columns)
@@ -168,14 +160,3 @@ def _read(path: str, kind: str, columns: Sequence[str], data: PreparedData) -> p
 def _is_of_one_length(column: pa.ChunkedArray) -> bool:
     is_list = pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
     return pa.types.is_fixed_size_list(column.type) or (is_list and len(pc.unique(pc.list_value_length(column))) == 1)
-
-
-def _rows(path: str, ids: pa.ChunkedArray, data: PreparedData) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Dense rows of those raw ids that the data knows, and which `[len(ids)]` it does not."""
-    known = pa.array(data.user_ids)
-    try:
-        rows = pc.index_in(ids.cast(known.type), value_set=known)
-    except pa.ArrowException as error:
-        raise FriendrecError(f"{path}: {error}; user ids of the prepared data are {known.type}") from None
-    unknown = rows.is_null().to_numpy(zero_copy_only=False) if isinstance(rows, pa.Array) else rows.is_null().to_numpy()
-    return rows.drop_null().to_numpy().astype(np.int64), unknown

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from friendrec.datasets.prepared import OUT, PreparedData
-from friendrec.pipeline.evaluation.scoring import EVERYTHING
+from friendrec.pipeline.evaluation.scoring import EVERYTHING, ranks_among
 from friendrec.pipeline.evaluation.tasks import LEVELS, Events, Exclusions
 
 FITTED_BASELINES = ("als", "bpr", "personalised_pagerank")
@@ -102,7 +102,7 @@ def ranks_by_scores(events: Events, exclusions: Exclusions, scores: Scores) -> N
         for level in range(LEVELS):
             at = chosen[events.at_level(level)[chosen]]
             hidden = exclusions.at(level, events.actor[at], events.timestamp[at])
-            ranks[level, at] = _place(block, asked[at] - begin, events.target[at], *hidden)
+            ranks[level, at] = ranks_among(block, asked[at] - begin, events.target[at], *hidden)
     return ranks
 
 
@@ -124,21 +124,3 @@ def _walk(offsets, other, actors):  # type: ignore[no-untyped-def]
                 for a in range(len(actors)):
                     at[v, a] += np.float32(1 - RESTART) * leaving[other[s], a]
     return at
-
-
-@numba.njit(cache=True, nogil=True)
-def _place(scores, rows, targets, hidden_offsets, hidden):  # type: ignore[no-untyped-def]
-    """1 + the allowed that row `rows[q]` of `scores` puts above target q + half of the others tied with it, `[Q]`."""
-    ranks = np.empty(len(rows))
-    for q in range(len(rows)):
-        row = scores[rows[q]]
-        mine = row[targets[q]]
-        higher, tied = 0, -1  # itself
-        for score in row:
-            higher += score > mine
-            tied += score == mine
-        for v in hidden[hidden_offsets[q] : hidden_offsets[q + 1]]:
-            higher -= row[v] > mine
-            tied -= row[v] == mine
-        ranks[q] = 1 + higher + tied / 2
-    return ranks

@@ -17,8 +17,11 @@ from friendrec.datasets.oracle import Oracle, read_truth
 from friendrec.datasets.prepared import PreparedData
 from friendrec.datasets.simulator import SocialLog
 from friendrec.errors import FriendrecError
+from friendrec.pipeline.evaluation.scoring import ranks_among
 from friendrec.pipeline.evaluation.tasks import LEVELS, Events, Exclusions
 from friendrec.pipeline.publish import open_published
+
+FIRST = np.zeros(1, np.int64)
 
 
 @dataclass(frozen=True)
@@ -82,11 +85,7 @@ def oracle_ranks(
         scores = rates[index[: data.num_train_users]]
         for level in range(LEVELS):
             if asked[level][e]:
-                others = np.ones(len(scores), bool)
                 offsets, ids = hidden[level]
-                others[ids[offsets[e] : offsets[e + 1]]] = False
-                others[target] = False
-                above, same = scores[others] > scores[target], scores[others] == scores[target]
-                ranks[level, e] = 1 + above.sum() + same.sum() / 2
+                ranks[level, e] = ranks_among(scores[None], FIRST, np.array([target]), offsets[e : e + 2], ids)[0]
         advance(1)
     return ranks

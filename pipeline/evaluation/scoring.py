@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Protocol
 
+import numba
 import numpy as np
 from numpy.typing import NDArray
 
@@ -87,3 +88,21 @@ def asked(
     moments = np.stack([as_of, events.actor], axis=1)
     distinct, query = np.unique(moments, axis=0, return_inverse=True)
     return distinct[:, 1], distinct[:, 0], query.reshape(-1)
+
+
+@numba.njit(cache=True, nogil=True)
+def ranks_among(scores, rows, targets, hidden_offsets, hidden):  # type: ignore[no-untyped-def]
+    """1 + the allowed that row `rows[q]` of `scores` puts above target q + half of the others tied with it, `[Q]`."""
+    ranks = np.empty(len(rows))
+    for q in range(len(rows)):
+        row = scores[rows[q]]
+        mine = row[targets[q]]
+        higher, tied = 0, -1  # itself
+        for score in row:
+            higher += score > mine
+            tied += score == mine
+        for v in hidden[hidden_offsets[q] : hidden_offsets[q + 1]]:
+            higher -= row[v] > mine
+            tied -= row[v] == mine
+        ranks[q] = 1 + higher + tied / 2
+    return ranks

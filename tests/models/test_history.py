@@ -1,11 +1,12 @@
 """Pooled attention in one pass against a loop over windows that evaluates the formula of its docstring naively."""
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from friendrec.datasets.batch import Context
 from friendrec.datasets.config import ContextConfig
@@ -98,17 +99,20 @@ def test_single_precision_holds_for_small_and_large_gaps(unit: int, forget: floa
     torch.testing.assert_close(attention.float()(context, single).double(), expected, rtol=1e-4, atol=2e-5)
 
 
+def gradients_of(forward: Callable[..., Tensor], module: nn.Module, context: Context) -> dict[str, Tensor | None]:
+    """Of all parameters and slots, for one direction of the histories that `forward` makes with the module."""
+    slots = slots_of(context)
+    history = forward(module, context, slots)
+    direction = torch.randn(history.shape, generator=torch.Generator().manual_seed(3), dtype=history.dtype)
+    (history * direction).sum().backward()
+    parameters = {name: parameter.grad for name, parameter in module.named_parameters()}
+    return parameters | {"user": slots.user.grad, "event": slots.event.grad}
+
+
 @pytest.mark.parametrize("length", [1, 4, 50])
 def test_gradients_are_those_of_the_loop(length: int) -> None:
     context = in_double(context_of(length, events=30))
-    gradients = []
-    for forward in (PooledAttention.__call__, naive):
-        attention, slots = module(length), slots_of(context)
-        history = forward(attention, context, slots)
-        direction = torch.randn(history.shape, generator=torch.Generator().manual_seed(3), dtype=history.dtype)
-        (history * direction).sum().backward()
-        parameters = {name: parameter.grad for name, parameter in attention.named_parameters()}
-        gradients.append(parameters | {"user": slots.user.grad, "event": slots.event.grad})
+    gradients = [gradients_of(forward, module(length), context) for forward in (PooledAttention.__call__, naive)]
     for name, gradient in gradients[0].items():
         expected = gradients[1][name]
         assert gradient is not None

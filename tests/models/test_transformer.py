@@ -14,7 +14,7 @@ from friendrec.models.features import Slots
 from friendrec.models.transformer import Layer, ReadOut, TransformerHistory
 from tests.datasets.decode import pack, queries
 from tests.datasets.twin import prepared
-from tests.models.test_history import DIM, context_of, in_double, slots_of
+from tests.models.test_history import DIM, context_of, gradients_of, in_double, slots_of
 
 SHAPES = [(2, 1), (4, 1), (3, 2), (7, 2), (7, 6), (50, 1)]
 """Context length and number of layers."""
@@ -103,14 +103,8 @@ def test_one_pass_is_the_loop_over_windows(length: int, layers: int, heads: int)
 @pytest.mark.parametrize(("length", "layers"), [(2, 1), (6, 2)])
 def test_gradients_are_those_of_the_loop(length: int, layers: int) -> None:
     context = in_double(context_of(length, events=30))
-    gradients = []
-    for forward in (TransformerHistory.__call__, naive):
-        transformer, slots = module(length, layers), slots_of(context)
-        history = forward(transformer, context, slots)
-        direction = torch.randn(history.shape, generator=torch.Generator().manual_seed(3), dtype=history.dtype)
-        (history * direction).sum().backward()
-        parameters = {name: parameter.grad for name, parameter in transformer.named_parameters()}
-        gradients.append(parameters | {"user": slots.user.grad, "event": slots.event.grad})
+    ways = TransformerHistory.__call__, naive
+    gradients = [gradients_of(forward, module(length, layers), context) for forward in ways]
     for name, gradient in gradients[0].items():
         expected = gradients[1][name]
         assert gradient is not None and expected is not None

@@ -12,9 +12,9 @@ import pytest
 
 from friendrec.errors import FriendrecError
 from friendrec.pipeline import show
-from friendrec.pipeline.description import epochs_table, plan_table, size
+from friendrec.pipeline.description import epochs_table, plan_table
 from friendrec.pipeline.publish import KINDS, publish
-from friendrec.pipeline.show import ShowOptions
+from friendrec.pipeline.show import ShowOptions, size
 from tests.training import export_run, index_embeddings, publish_data, recommend_run, train_run
 
 METRICS = {
