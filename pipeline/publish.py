@@ -48,6 +48,7 @@ KINDS = {
     "data": ("a prepared data set", "prepare", "--data"),
     "run": ("a run", "train", "--run"),
     "embeddings": ("embeddings", "export", "--embeddings"),
+    "stu": ("a table of tokenized users", "tokenize", "--tokens"),
     "index": ("an index", "index", "--index"),
     "comparison": ("a comparison", "compare", "--out"),
     "report": ("a report", "evaluate", "--out"),
