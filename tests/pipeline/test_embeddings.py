@@ -38,9 +38,10 @@ def test_parts_are_read_in_the_order_of_ranks(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
-def test_a_rank_without_users_and_a_vector_of_zeros(tmp_path: Path, dtype: Dtype) -> None:
-    write_part(tmp_path / "part-0.parquet", np.array([7]), *[np.zeros((1, 4), np.float32)] * 2, dtype)
-    write_part(tmp_path / "part-1.parquet", np.empty(0, np.int64), *[np.empty((0, 4), np.float32)] * 2, dtype)
-    users, read = read_embeddings(tmp_path, "query")
-    assert users.tolist() == [7]
+@pytest.mark.parametrize("users", [np.array([7]), np.array(["u7"], object)])
+def test_a_rank_without_users_and_a_vector_of_zeros(tmp_path: Path, dtype: Dtype, users: np.ndarray) -> None:
+    write_part(tmp_path / "part-0.parquet", users, *[np.zeros((1, 4), np.float32)] * 2, dtype)
+    write_part(tmp_path / "part-1.parquet", users[:0], *[np.empty((0, 4), np.float32)] * 2, dtype)
+    known, read = read_embeddings(tmp_path, "query")
+    assert known.tolist() == users.tolist()
     assert read.tolist() == [[0, 0, 0, 0]]
