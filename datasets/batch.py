@@ -8,6 +8,13 @@ slice, slot i of `event` and `condition` is row i of those small tables, and eve
     event      [0] [1] [2] [3] [ ]    <- kinds of event: 2 · action + direction
     condition  [0] [1] [2] [ ] [ ]    <- action asked for: 0 is any
 
+With tokenized users there is no key `user`: slot i of `stu_l` is the token of the i-th distinct user at level l, and
+slot i of `codebook_l` is token i of that level, read from the same table.
+
+    stu_0       [8] [2] [4] [ ] [ ]   <- 8 of sizes (8, …) is the row of users without a code, the third is of level 0
+    stu_1       [ ] [5] [5] [ ] [ ]
+    codebook_0  [0] [1] [2] [3] [4] … <- every token
+
 Histories are packed, and laid out in blocks of L = context_length positions, each sequence starting a block of its
 own. A window holds at most L events, so that it spans at most two blocks: what the O(L) encoders need.
 
@@ -66,6 +73,7 @@ class Context(_Movable):
     contact_user: Tensor  # [T]
     contact_features: Tensor  # [T, len(PAIR_FEATURES)] float32
     num_candidates: int  # contacts and candidates are slots below this; the others only stand in histories
+    codes: Tensor  # [slots, L] tokens of each distinct user, -1 where there is none; L = 0 where users are ids
 
 
 @dataclass

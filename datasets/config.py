@@ -35,6 +35,7 @@ DEFAULT_NEGATIVES = {
     "in_batch": NegativeCounts(shared=128),
     "uniform": NegativeCounts(uniform=128),
     "popularity": NegativeCounts(popularity=128),
+    "none": NegativeCounts(),
 }
 
 
@@ -48,8 +49,9 @@ class ReaderConfig:
     """Examples in a global batch, whatever the number of processes; at least the prepared chunk length."""
     temporal: bool = True
     """Every out event is an example; off: only each user's last one of the train period."""
-    negatives: Literal["mixed", "in_batch", "uniform", "popularity"] = "mixed"
-    """Where negatives come from: one source, or `mixed`, several of them together."""
+    negatives: Literal["mixed", "in_batch", "uniform", "popularity", "none"] = "mixed"
+    """Where negatives come from: one source, or `mixed`, several of them together; `none` are needed for tokens, whose
+    softmax is over all of a level."""
     uniform_negatives: int | None = None
     """Negatives of each example drawn uniformly from the users seen before it; None is 32 if `mixed`, 128 if
     `uniform`."""
@@ -98,11 +100,11 @@ class ReaderConfig:
             if not self.negative_counts.uniform:
                 raise FriendrecError("mixed negatives need uniform_negatives of at least 1: the others leave users out")
             return
-        (own,) = (name for name, count in asdict(DEFAULT_NEGATIVES[self.negatives]).items() if count)
+        own = next((name for name, count in asdict(DEFAULT_NEGATIVES[self.negatives]).items() if count), None)
         other = next((name for name, count in counts.items() if count and name != own), None)
         if other is not None:
             raise FriendrecError(
                 f"negatives {self.negatives} draws no {other}_negatives: leave that count out, or choose mixed"
             )
-        if not counts[own]:
+        if own is not None and not counts[own]:
             raise FriendrecError(f"negatives {self.negatives} needs {own}_negatives of at least 1")

@@ -31,26 +31,45 @@ class Queries:
 
 
 @dataclass(frozen=True)
+class Codes:
+    """Tokenized users: row u holds the tokens of the u-th of the vocabulary, -1 where its code ends before."""
+
+    tokens: NDArray[np.int32]  # [U, L]
+    sizes: tuple[int, ...]  # [L] tokens of each level
+
+
+@dataclass(frozen=True)
 class Tables:
-    """Rows of every embedding table that a prepared data set needs, by key."""
+    """Rows of every embedding table that a prepared data set needs, by name; `sizes` are the tokens of each level."""
 
     rows: dict[str, int]
+    sizes: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, data: PreparedData) -> "Tables":
+    def of(cls, data: PreparedData, sizes: tuple[int, ...] = ()) -> "Tables":
+        """Users are ids, or, with `sizes`, codes: a table a level, the first with a row for who has no code."""
+        users = {f"stu_{level}": size + (level == 0) for level, size in enumerate(sizes)}
         small = {"event": 2 * len(data.actions), "condition": 1 + len(data.actions)}
         profiles = {f"profile_{name}": rows for name, rows in data.profile_rows.items()}
-        return cls({"user": data.num_train_users + 1, **small, **profiles})
+        return cls({**(users or {"user": data.num_train_users + 1}), **small, **profiles}, sizes)
+
+    def features(self, table: str) -> tuple[str, ...]:
+        """Keys of the batch that read a table."""
+        return (table, table.replace("stu_", "codebook_")) if table.startswith("stu_") else (table,)
 
 
 class Packer:
-    """Packs queries on one prepared data set. The pseudo user `unknown` reads the out-of-vocabulary row."""
+    """Packs queries on one prepared data set. The pseudo user `unknown` reads the out-of-vocabulary row.
 
-    def __init__(self, data: PreparedData, config: ContextConfig) -> None:
+    With `codes` users are read by their tokens; of its rows, in vocabulary order, those of the train users count.
+    """
+
+    def __init__(self, data: PreparedData, config: ContextConfig, codes: Codes | None = None) -> None:
         self.data = data
         self.config = config
         self.state = PointInTime(data)
-        self.tables = Tables.of(data)
+        self.codes = codes
+        self.tables = Tables.of(data, codes.sizes if codes is not None else ())
         self.unknown = data.num_users
         self.profiles = {
             f"profile_{name}": (data.array(f"profile_{name}_offsets"), data.array(f"profile_{name}_values"))
@@ -98,6 +117,7 @@ class Packer:
             contact_user=_tensor(contact),
             contact_features=_tensor(contacts.features),
             num_candidates=1 + max((int(part.max()) for part in (contact, *candidate) if len(part)), default=-1),
+            codes=_tensor(self._codes_of(distinct)),
         )
         shaped = zip(candidate, candidates, strict=True)
         return context, [_tensor(part.reshape(array.shape)) for part, array in shaped]
@@ -117,9 +137,7 @@ class Packer:
     def ids(self, distinct: Rows) -> KeyedJaggedTensor:
         """What the tables are asked for: slot i is the i-th of the distinct users."""
         rows = self.tables.rows
-        bags = max(len(distinct), rows["event"], rows["condition"])
-        values = {"user": np.minimum(distinct, self.data.num_train_users)}
-        lengths = {"user": np.ones(len(distinct), np.int64)}
+        values, lengths = self._user_ids(distinct)
         for key in ("event", "condition"):
             values[key], lengths[key] = np.arange(rows[key]), np.ones(rows[key], np.int64)
         for key, (offsets, codes) in self.profiles.items():
@@ -129,11 +147,34 @@ class Packer:
             values[key] = codes[ranges(begin, counts)].astype(np.int64)
             lengths[key] = np.zeros(len(distinct), np.int64)
             lengths[key][known] = counts
+        bags = max(map(len, lengths.values()))
         return KeyedJaggedTensor(
             keys=list(values),
             values=_tensor(np.concatenate(list(values.values()))),
             lengths=_tensor(np.concatenate([np.pad(count, (0, bags - len(count))) for count in lengths.values()])),
         )
+
+    def _user_ids(self, distinct: Rows) -> tuple[dict[str, Rows], dict[str, Rows]]:
+        """Values and lengths of the keys that say who the distinct users are."""
+        if self.codes is None:
+            ids = np.minimum(distinct, self.data.num_train_users)
+            return {"user": ids}, {"user": np.ones(len(distinct), np.int64)}
+        values, lengths = {}, {}
+        tokens = self._codes_of(distinct)
+        tokens[tokens[:, 0] < 0, 0] = self.codes.sizes[0]
+        for level, size in enumerate(self.codes.sizes):
+            has = tokens[:, level] >= 0
+            values[f"stu_{level}"], lengths[f"stu_{level}"] = tokens[has, level], has.astype(np.int64)
+            values[f"codebook_{level}"], lengths[f"codebook_{level}"] = np.arange(size), np.ones(size, np.int64)
+        return values, lengths
+
+    def _codes_of(self, distinct: Rows) -> Rows:
+        """Tokens `[len(distinct), L]` of users of the train period, -1 of the others; L = 0 where users are ids."""
+        if self.codes is None:
+            return np.empty((len(distinct), 0), np.int64)
+        known = distinct < self.data.num_train_users
+        tokens = self.codes.tokens[np.where(known, distinct, 0)].astype(np.int64)
+        return np.where(known[:, None], tokens, -1)
 
 
 def ranges(begin: Rows, lengths: Rows) -> Rows:

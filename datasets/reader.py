@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from friendrec.datasets import negatives
 from friendrec.datasets.batch import Batch
 from friendrec.datasets.config import ContextConfig, ReaderConfig
-from friendrec.datasets.packing import Packer, Queries, Rows, ranges
+from friendrec.datasets.packing import Codes, Packer, Queries, Rows, ranges
 from friendrec.datasets.prepared import PreparedData
 from friendrec.errors import FriendrecError
 
@@ -39,6 +39,7 @@ class Reader(Dataset[Batch]):
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        codes: Codes | None = None,
     ) -> None:
         if config.batch_size < data.chunk_length:
             raise FriendrecError(
@@ -47,7 +48,7 @@ class Reader(Dataset[Batch]):
             )
         self.data, self.config, self.seed = data, config, seed
         self.rank, self.world_size = rank, world_size
-        self.packer = Packer(data, context)
+        self.packer = Packer(data, context, codes)
         targets = np.array([action.role == "target" for action in data.actions])
         entries = data.event_entry[: data.num_train_events]
         self.event = np.flatnonzero(targets[data.action[entries]])

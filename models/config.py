@@ -7,11 +7,11 @@ from friendrec.errors import FriendrecError
 
 
 @dataclass(frozen=True, kw_only=True)
-class TwoTowerConfig:
-    """Shape of the two towers."""
+class EncoderConfig:
+    """Shape of what every model has: tables, history encoder, interaction network, copy term."""
 
     dim: int = 64
-    """Dimensions of every table and of the dot product; a multiple of 4 and of num_heads."""
+    """Dimensions of every table and of the query vector; a multiple of 4 and of num_heads."""
     history_encoder: Literal["pooled_attention", "transformer", "none"] = "pooled_attention"
     """`pooled_attention`: learned queries over the history; `transformer`: events that attend to earlier events;
     `none`: the history is not read."""
@@ -21,7 +21,7 @@ class TwoTowerConfig:
     """Layers of the transformer before its read-out; each and the read-out look back context_length / (num_layers + 1)
     events."""
     interaction: Literal["mlp", "moe", "none"] = "mlp"
-    """Network that makes the query vector: one MLP, or a mixture of experts; `none`: both towers are linear."""
+    """Network that makes the query vector: one MLP, or a mixture of experts; `none`: it is linear."""
     num_experts: int = 4
     """MLPs in the mixture of experts, each of width `hidden`."""
     gate_top_k: int = 0
@@ -32,8 +32,6 @@ class TwoTowerConfig:
     """Width of the hidden layers."""
     copy_term: bool = True
     """Learn a bonus for the actor's own contacts; off shows what ids alone can do."""
-    dense_loss: float = 0.1
-    """Weight of a second loss on the dot product alone; more finds more new friends and fewer old ones."""
 
     def __post_init__(self) -> None:
         if min(self.dim, self.num_heads, self.hidden) < 1 or self.dim % 4 or self.dim % self.num_heads:
@@ -46,6 +44,40 @@ class TwoTowerConfig:
             raise FriendrecError(f"gate_top_k {self.gate_top_k} must be between 0 and num_experts {self.num_experts}")
         if self.gate_top_k and self.interaction != "moe":
             raise FriendrecError(f"gate_top_k {self.gate_top_k} must come with --interaction moe: an mlp has no gate")
-        for name in ("dense_loss", "balance_loss"):
-            if not getattr(self, name) >= 0:
-                raise FriendrecError(f"{name} {getattr(self, name)} must not be negative")
+        _check_not_negative("balance_loss", self.balance_loss)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TwoTowerConfig(EncoderConfig):
+    """Shape of the two towers."""
+
+    dense_loss: float = 0.1
+    """Weight of a second loss on the dot product alone; more finds more new friends and fewer old ones."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_not_negative("dense_loss", self.dense_loss)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StuConfig(EncoderConfig):
+    """Shape of the model that writes codes of users."""
+
+    decoder: Literal["transformer", "towers"] = "transformer"
+    """`towers`: an MLP a level of the codes; `transformer`: one small causal transformer over the tokens so far."""
+    decoder_hidden: int = 256
+    """Width of the hidden layers of the decoder."""
+    decoder_layers: int = 1
+    """Layers of the transformer decoder."""
+    memory: int = 32
+    """Most recent events of the history that the decoder attends to, one by one."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if min(self.decoder_hidden, self.decoder_layers, self.memory) < 1:
+            raise FriendrecError("decoder_hidden, decoder_layers and memory must be at least 1")
+
+
+def _check_not_negative(name: str, value: float) -> None:
+    if not value >= 0:
+        raise FriendrecError(f"{name} {value} must not be negative")

@@ -1,5 +1,6 @@
 """The lookup: one sharded EmbeddingBagCollection answers for users, their profiles, events and conditions."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -13,10 +14,14 @@ class Slots:
     user: Tensor
     event: Tensor
     condition: Tensor
+    codebooks: tuple[Tensor, ...] = ()  # a level each: the vector of token i at slot i
 
 
 class Lookup(nn.Module):
-    """Reads every table in one call; a user is its id vector plus the pooled vectors of its profile columns."""
+    """Reads every table in one call.
+
+    A user is its id vector, or the sum of its tokens' vectors, plus the pooled vectors of its profile columns.
+    """
 
     def __init__(self, tables: nn.Module) -> None:
         super().__init__()
@@ -24,5 +29,9 @@ class Lookup(nn.Module):
 
     def forward(self, ids: KeyedJaggedTensor) -> Slots:
         vectors = self.tables(ids).to_dict()
-        profile = [vector for key, vector in vectors.items() if key.startswith("profile_")]
-        return Slots(sum(profile, vectors["user"]), vectors["event"], vectors["condition"])
+        user = sum(_of_keys(vectors, "profile_"), sum(_of_keys(vectors, "stu_"), vectors.get("user", 0.0)))
+        return Slots(user, vectors["event"], vectors["condition"], tuple(_of_keys(vectors, "codebook_")))
+
+
+def _of_keys(vectors: Mapping[str, Tensor], prefix: str) -> list[Tensor]:
+    return [vector for key, vector in vectors.items() if key.startswith(prefix)]

@@ -10,6 +10,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
+from friendrec.datasets.batch import Batch
+from friendrec.models.config import EncoderConfig
+
 CLOCK = 2  # time since the last event and number of events (`Context.clock`)
 
 
@@ -88,6 +91,13 @@ def balance_loss(logit_BX: Tensor, top_k: int, weight: Tensor, scale: float) -> 
     share_X = routes_X / routes_X.sum().clamp(min=1e-9)
     probability_X = scale * (weight[:, None] * logit_BX.softmax(1)).sum(0)
     return logit_BX.shape[1] * (share_X * probability_X).sum()
+
+
+def weighted_balance_loss(logit_BX: Tensor, config: EncoderConfig, batch: Batch) -> Tensor:
+    """The load-balancing loss of a slice at its weight, scaled as the model's loss is; 0 for a dense gate."""
+    if not config.gate_top_k:
+        return logit_BX.new_zeros(())
+    return config.balance_loss * balance_loss(logit_BX, config.gate_top_k, batch.weight, batch.scale)
 
 
 def utilisation(logit_BX: Tensor, top_k: int) -> Tensor:

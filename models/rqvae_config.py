@@ -31,8 +31,8 @@ class RqVaeConfig:
 
     def __post_init__(self) -> None:
         if min(self.latent_dim, self.hidden, self.steps, self.batch_size) < 1:
-            raise FriendrecError("rqvae: latent_dim, hidden, steps and batch_size must be at least 1")
+            raise FriendrecError("latent_dim, hidden, steps and batch_size of rqvae must be at least 1")
         if not (0 < self.decay < 1 and 0 <= self.revival < 1):
-            raise FriendrecError("rqvae: decay must lie between 0 and 1, revival too or be 0")
+            raise FriendrecError("decay of rqvae must lie between 0 and 1, and revival too or be 0")
         if not (self.commitment >= 0 and self.learning_rate > 0):
-            raise FriendrecError("rqvae: commitment must not be negative, learning_rate be above 0")
+            raise FriendrecError("commitment of rqvae must not be negative, and learning_rate be above 0")

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from friendrec.models.config import TwoTowerConfig
+from friendrec.models.config import EncoderConfig
 from friendrec.models.interaction import CLOCK, MixtureOfExperts, latent_cross, mlp
 
 
 class QueryTower(nn.Module):
     """Actor, history and condition to a query vector `[B, D + 1]`, its last component 1."""
 
-    def __init__(self, config: TwoTowerConfig) -> None:
+    def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.interaction = _interaction(config)
         self.skip = nn.Linear(2 * config.dim, config.dim, bias=False)
@@ -34,7 +34,7 @@ class QueryTower(nn.Module):
         return pad(query_BD, (0, 1), value=1.0), gate_BX
 
 
-def _interaction(config: TwoTowerConfig) -> nn.Module | None:
+def _interaction(config: EncoderConfig) -> nn.Module | None:
     shape = 5 * config.dim + CLOCK, config.hidden, config.dim
     if config.interaction == "moe":
         return MixtureOfExperts(*shape, config.num_experts, config.gate_top_k)
@@ -44,7 +44,7 @@ def _interaction(config: TwoTowerConfig) -> nn.Module | None:
 class TargetTower(nn.Module):
     """User vectors `[S, D]` to target vectors `[S, D + 1]`, their last component the candidate's bias."""
 
-    def __init__(self, config: TwoTowerConfig) -> None:
+    def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         shape = config.dim, config.dim + 1
         self.residual = nn.Linear(*shape) if config.interaction == "none" else mlp(shape[0], config.hidden, shape[1])
@@ -72,10 +72,11 @@ class CopyTerm(nn.Module):
             nn.init.zeros_(parameter)
 
     def standardise(self, features_TF: Tensor) -> None:
-        """Take mean and deviation of the pair features from a sample; once, before training."""
+        """Take mean and deviation of the first features from a sample; once, before training."""
         if len(features_TF) > 1:
-            self.mean.copy_(features_TF.mean(0))
-            self.deviation.copy_(features_TF.std(0).clamp(min=1e-3))
+            num = features_TF.shape[1]
+            self.mean[:num] = features_TF.mean(0)
+            self.deviation[:num] = features_TF.std(0).clamp(min=1e-3)
 
     def forward(self, features_TF: Tensor, clock_T: Tensor) -> Tensor:
         """Bonus of T named contacts `[T]`; `clock_T` is the clock of the query that names each."""

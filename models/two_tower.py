@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 from friendrec.datasets.batch import Batch, Context
 from friendrec.datasets.state import PAIR_FEATURES
-from friendrec.models.config import TwoTowerConfig
+from friendrec.models.config import EncoderConfig, TwoTowerConfig
 from friendrec.models.features import Lookup, Slots
 from friendrec.models.history import NoHistory, PooledAttention
-from friendrec.models.interaction import balance_loss, utilisation, utilisation_scalars
+from friendrec.models.interaction import utilisation, utilisation_scalars, weighted_balance_loss
 from friendrec.models.losses import Candidates, sampled_softmax
 from friendrec.models.towers import CopyTerm, QueryTower, TargetTower
 from friendrec.models.transformer import TransformerHistory
@@ -48,7 +48,10 @@ class TwoTower(nn.Module):
         with torch.autocast(targets.device.type, enabled=False):  # scores in float32 whatever the towers computed in
             loss_B = sampled_softmax(queries.vector.float(), targets.float(), candidates, self.config.dense_loss)
         loss = (loss_B * batch.weight).sum() * batch.scale
-        return loss if queries.gate is None else loss + self._balance(queries.gate, batch)
+        if queries.gate is None:
+            return loss
+        self.expert_share = utilisation(queries.gate, self.config.gate_top_k)
+        return loss + weighted_balance_loss(queries.gate, self.config, batch)
 
     def scalars(self) -> dict[str, dict[str, float]]:
         """What the log tells of the latest slice beside its loss: the use of the experts, where there are any."""
@@ -67,14 +70,6 @@ class TwoTower(nn.Module):
         targets: Tensor = self.target_tower(slots.user)
         return targets
 
-    def _balance(self, gate_BX: Tensor, batch: Batch) -> Tensor:
-        """The weighted load-balancing loss of the slice, scaled as the loss is; 0 for a dense gate."""
-        top_k = self.config.gate_top_k
-        self.expert_share = utilisation(gate_BX, top_k)
-        if not top_k:
-            return gate_BX.new_zeros(())
-        return self.config.balance_loss * balance_loss(gate_BX, top_k, batch.weight, batch.scale)
-
     def _bonus(self, context: Context) -> Tensor:
         if self.copy_term is None:
             return context.contact_features.new_zeros(len(context.contact_user))
@@ -83,7 +78,7 @@ class TwoTower(nn.Module):
         return bonus
 
 
-def history_encoder(config: TwoTowerConfig, context_length: int) -> nn.Module:
+def history_encoder(config: EncoderConfig, context_length: int) -> nn.Module:
     """What makes a vector of each query's history."""
     if config.history_encoder == "none":
         return NoHistory()

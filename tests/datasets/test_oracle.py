@@ -128,7 +128,7 @@ def test_a_visitor_does_what_the_weights_say(population: Population) -> None:
     events = grown(population, 40, LIVELY, seed=1)
     oracle, rng = Oracle(population, events, LIVELY), np.random.default_rng(0)
     oracle.replay(40)
-    net, now, draws, tested = oracle.net, float(events.time[-1]) + 0.01, 20_000, 0
+    net, now, draws, tested = oracle.net, float(events.time[-1]) + 0.01, 8_000, 0
     for u in range(len(population.joined)):
         asked = request_options(net, u, now, LIVELY)
         expected = np.zeros(len(population.joined))

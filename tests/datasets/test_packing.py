@@ -62,7 +62,7 @@ def grid(data: PreparedData) -> tuple[np.ndarray, np.ndarray]:
 
 
 @given(log=logs, length=lengths)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_a_grouped_query_sees_what_it_sees_alone(log: list, length: int) -> None:
     with prepared(log) as (data, _):
         packer = Packer(data, ContextConfig(context_length=length, contacts=3))

