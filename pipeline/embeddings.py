@@ -5,8 +5,11 @@ from typing import Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+
+from friendrec.errors import FriendrecError
 
 Dtype = Literal["float32", "float16", "int8"]
 
@@ -20,7 +23,8 @@ def write_part(
 
 def to_table(user_ids: np.ndarray, query: NDArray[np.float32], target: NDArray[np.float32], dtype: Dtype) -> pa.Table:
     """Vectors `[N, D]` of users. int8 is round(v / scale) with scale = max |v| / 127, a float32 column of its own."""
-    columns: dict[str, pa.Array] = {"user_id": pa.array(user_ids)}
+    # The type of strings is said: a rank without users would else write the type of nothing.
+    columns: dict[str, pa.Array] = {"user_id": pa.array(user_ids, pa.string() if user_ids.dtype == object else None)}
     for name, vectors in (("query", query), ("target", target)):
         if dtype == "int8":
             scale = np.maximum(np.abs(vectors).max(axis=1, initial=0.0), 1e-12) / 127
@@ -33,9 +37,15 @@ def to_table(user_ids: np.ndarray, query: NDArray[np.float32], target: NDArray[n
 
 def read_embeddings(directory: Path, which: Literal["query", "target"]) -> tuple[np.ndarray, NDArray[np.float32]]:
     """User ids `[N]` and float32 vectors `[N, D]` of all parts, in the order of the vocabulary."""
-    parts = sorted(directory.glob("part-*.parquet"), key=lambda path: int(path.stem.removeprefix("part-")))
-    table = pa.concat_tables([pq.read_table(part) for part in parts]).combine_chunks()
-    return table["user_id"].to_numpy(), vectors_of(table, which)
+    try:
+        parts = sorted(directory.glob("part-*.parquet"), key=lambda path: int(path.stem.removeprefix("part-")))
+        table = pa.concat_tables([pq.read_table(part) for part in parts]).combine_chunks()
+        users, vectors = table["user_id"], vectors_of(table, which)
+    except (OSError, KeyError, ValueError, pa.ArrowException) as error:
+        raise FriendrecError(f"{directory} holds no users with {which} vectors of one length: export again") from error
+    if pc.count_distinct(users).as_py() < len(users):
+        raise FriendrecError(f"{directory} holds two vectors of a user: export again")
+    return users.to_numpy(), vectors
 
 
 def vectors_of(table: pa.Table, which: str) -> NDArray[np.float32]:
