@@ -11,7 +11,7 @@ import tyro
 
 from friendrec.datasets.config import ContextConfig, ReaderConfig
 from friendrec.errors import FriendrecError
-from friendrec.models.config import TwoTowerConfig
+from friendrec.models.config import StuConfig, TwoTowerConfig
 from friendrec.pipeline.arguments import did_you_mean
 from friendrec.pipeline.publish import fingerprint
 from friendrec.sharding.config import OptimizerConfig, ShardingConfig
@@ -53,7 +53,7 @@ class RunConfig:
     preset: Annotated[str, tyro.conf.Suppress]
     context: ContextConfig = field(default_factory=ContextConfig)
     reader: ReaderConfig = field(default_factory=ReaderConfig)
-    model: TwoTowerConfig = field(default_factory=TwoTowerConfig)
+    model: Annotated[TwoTowerConfig | StuConfig, tyro.conf.AvoidSubcommands] = field(default_factory=TwoTowerConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     sharding: ShardingConfig = field(default_factory=ShardingConfig)
@@ -63,6 +63,10 @@ class RunConfig:
             raise FriendrecError(
                 f"num_layers {self.model.num_layers} is not below context_length {self.context.context_length}: "
                 "each layer and the read-out look back at least one event"
+            )
+        if isinstance(self.model, StuConfig) != (self.reader.negatives == "none"):
+            raise FriendrecError(
+                f"negatives {self.reader.negatives} are not for preset {self.preset}: two towers need some, tokens none"
             )
 
     def to_dict(self) -> dict[str, Any]:
@@ -80,8 +84,9 @@ class RunConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "RunConfig":
         """The inverse of `to_dict`, and of `settings` up to the sharding, which is then the default."""
-        parts = {f.name: f.type for f in dataclasses.fields(cls) if f.name in values and f.name != "preset"}
-        return cls(preset=values["preset"], **{name: part(**values[name]) for name, part in parts.items()})  # type: ignore[operator,misc]
+        classes = {f.name: f.type for f in dataclasses.fields(cls) if f.name in values and f.name != "preset"}
+        classes["model"] = StuConfig if "decoder" in values["model"] else TwoTowerConfig
+        return cls(preset=values["preset"], **{name: part(**values[name]) for name, part in classes.items()})  # type: ignore[operator,arg-type]
 
     @classmethod
     def load(cls, run: Path) -> "RunConfig":
@@ -89,9 +94,10 @@ class RunConfig:
         return cls.from_dict(json.loads((run / "config.json").read_text())["config"])
 
 
-def run_inputs(data: str | Path, init_from: str | None) -> dict[str, str | Path]:
+def run_inputs(data: str | Path, init_from: str | None, tokens: str | None = None) -> dict[str, str | Path]:
     """What a run is made from, by name."""
-    return {"data": data} | ({"init_from": init_from} if init_from else {})
+    given = {"init_from": init_from, "tokens": tokens}
+    return {"data": data} | {name: path for name, path in given.items() if path}
 
 
 def two_tower_mlp() -> RunConfig:
@@ -108,7 +114,16 @@ def two_tower_moe() -> RunConfig:
     )
 
 
-PRESETS: dict[str, Callable[[], RunConfig]] = {"two_tower_mlp": two_tower_mlp, "two_tower_moe": two_tower_moe}
+def stu() -> RunConfig:
+    """Users as short codes of tokens; a decoder writes the code of the next friend, token by token."""
+    return RunConfig(preset="stu", model=StuConfig(), reader=ReaderConfig(negatives="none"))
+
+
+PRESETS: dict[str, Callable[[], RunConfig]] = {
+    "two_tower_mlp": two_tower_mlp,
+    "two_tower_moe": two_tower_moe,
+    "stu": stu,
+}
 
 
 def preset(name: str) -> RunConfig:

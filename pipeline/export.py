@@ -6,6 +6,7 @@ Rows stay on the rank that holds them: a rank encodes the users of its shard, bl
 from dataclasses import dataclass
 from typing import Literal
 
+from friendrec.errors import FriendrecError
 from friendrec.pipeline.publish import is_finished
 from friendrec.pipeline.times import end_of_log, format_time, parse_time
 from friendrec.pipeline.together import publish_together, say
@@ -44,6 +45,7 @@ def main(options: ExportOptions) -> None:
     import torch.distributed as dist
 
     from friendrec.datasets.packing import Packer
+    from friendrec.models.config import TwoTowerConfig
     from friendrec.pipeline.build import build_model
     from friendrec.pipeline.embeddings import write_part
     from friendrec.pipeline.inference import encode_queries, encode_targets, num_blocks, open_run
@@ -52,6 +54,10 @@ def main(options: ExportOptions) -> None:
     from friendrec.sharding.plan import make_plan
 
     config, data, weights = open_run(options.run, options.data)
+    if not isinstance(config.model, TwoTowerConfig):
+        raise FriendrecError(
+            f"{options.run} writes codes of users and has no vectors: export the run whose embeddings were tokenized"
+        )
     packer = Packer(data, config.context)
     as_of = end_of_log(data) if wanted is None else wanted
     model = build_model(config, packer.tables)

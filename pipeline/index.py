@@ -1,7 +1,8 @@
-"""Index exported embeddings, so that friends can be searched for.
+"""Index exported embeddings, or tokenized users, so that friends can be searched for.
 
-Every kind ranks by inner product, the metric trained, hides exclusions inside the search and scores the contacts that a
-query names exactly. The directory holds the index, the raw user ids in the same order, and meta.json.
+Every kind ranks by the metric trained, inner product or the probability of a code, hides exclusions inside the search
+and scores the contacts that a query names exactly. The directory holds the index, the raw user ids in the same order,
+and meta.json.
 """
 
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 EXAMPLES = """
 friendrec index --embeddings embeddings --out index
 friendrec index --embeddings s3://bucket/embeddings --kind hnsw --recall 0.95 --out index-hnsw
+friendrec index --tokens stu --kind stu --out index-stu
 friendrec index --embeddings embeddings --kind milvus --uri http://milvus:19530 --collection friends --out index-milvus
 """
 
@@ -30,6 +32,7 @@ PARAMETERS = {
     "ivf": ("nlist", "nprobe", "recall"),
     "hnsw": ("m", "ef", "recall"),
     "milvus": ("uri", "collection", "milvus_index"),
+    "stu": ("tokens", "beam_width"),
 }
 """Options that a kind has of its own."""
 RECALL = 0.98
@@ -39,13 +42,16 @@ SAMPLE = 500
 
 @dataclass(frozen=True, kw_only=True)
 class IndexOptions:
-    embeddings: str
-    """Directory or URL that `friendrec export` made."""
-    kind: Literal["exact", "ivf", "hnsw", "milvus"] = "exact"
+    embeddings: str | None = None
+    """Directory or URL that `friendrec export` made; every kind but stu needs it."""
+    tokens: str | None = None
+    """stu: directory or URL that `friendrec tokenize` made, with which the run was trained."""
+    kind: Literal["exact", "ivf", "hnsw", "milvus", "stu"] = "exact"
     """exact: every user is scored, nothing is missed; time grows with their number, and 100,000 take about 0.2 ms a
     query in a batch, less than the others. ivf: a query looks at some of the lists that users are sorted into; quick to
     build. hnsw: it walks a graph of neighbours; slow to build. Both are for more users, whose vectors form groups.
-    milvus: an embedded Milvus Lite file or, with --uri, a cluster, for more users than a machine holds."""
+    milvus: an embedded Milvus Lite file or, with --uri, a cluster, for more users than a machine holds. stu: a trie of
+    the users' tokens, in which an STU run writes friends by beam search; time hardly grows with the number of users."""
     nlist: int | None = None
     """ivf: number of lists, by default 4 √users, and 39 users a list at least. More make each shorter, and building
     slower."""
@@ -67,6 +73,9 @@ class IndexOptions:
     milvus_index: Literal["FLAT", "AUTOINDEX"] | None = None
     """milvus: FLAT, the default, is exact. AUTOINDEX is approximate, as the server chooses: for a million users a
     server and more."""
+    beam_width: int | None = None
+    """stu: prefixes kept at each level, by default 100, and as many as friends are asked for at least. Raise to miss
+    fewer of the best, lower for speed."""
     out: str
     """Directory or URL to create."""
 
@@ -74,25 +83,46 @@ class IndexOptions:
 def main(options: IndexOptions) -> None:
     """Publish the index at `options.out`, or find it there already."""
     _check(options)
-    inputs = {"embeddings": options.embeddings}
+    inputs = {name: path for name in ("embeddings", "tokens") if (path := getattr(options, name)) is not None}
     if is_finished(options.out, kind="index", options=options, inputs=inputs):
         print(f"{options.out} is this index already.")
         return
+    with publish(options.out, kind="index", options=options, inputs=inputs) as attempt:
+        index, said = _of_tokens(options) if options.kind == "stu" else _of_vectors(options)
+        index.save(attempt)
+    print(f"{options.out}: {len(index):,} users, {said}")
+
+
+def _of_tokens(options: IndexOptions) -> "tuple[Index, str]":
+    """The index, and what it is."""
+    from friendrec.pipeline.retrieval.stu import BEAM_WIDTH, StuIndex
+    from friendrec.pipeline.tokens import read_tokens
+
+    assert options.tokens is not None
+    table, _ = read_tokens(options.tokens)
+    index = StuIndex.build(table.tokens, table.user_ids, table.sizes, options.beam_width or BEAM_WIDTH)
+    size = index.trie.nbytes / max(len(index), 1)
+    return index, f"{len(table.sizes)} levels, a trie of {size:.1f} bytes a user, beams of {index.beam_width}"
+
+
+def _of_vectors(options: IndexOptions) -> "tuple[Index, str]":
+    """The index, and what it is."""
     import numpy as np
 
     from friendrec.pipeline.embeddings import read_embeddings
 
+    assert options.embeddings is not None
     directory, _ = open_published(options.embeddings, "embeddings")
     user_ids, vectors = read_embeddings(directory, "target")
     if not np.isfinite(vectors).all():
         raise FriendrecError(f"{options.embeddings} holds vectors that are not finite: train and export again")
-    with publish(options.out, kind="index", options=options, inputs=inputs) as attempt:
-        index = _build(options, user_ids, vectors, directory)
-        index.save(attempt)
-    print(f"{options.out}: {len(index):,} users, {vectors.shape[1]} dimensions, {_description(index)}")
+    index = _build(options, user_ids, vectors, directory)
+    return index, f"{vectors.shape[1]} dimensions, {_description(index)}"
 
 
 def _check(options: IndexOptions) -> None:
+    if options.kind == "stu" and (options.tokens is None or options.embeddings is not None):
+        raise FriendrecError("an index of kind stu is made of tokens alone: pass --tokens STU, and no --embeddings")
     for kind, names in PARAMETERS.items():
         for name in names:
             value, flag = getattr(options, name), f"--{name.replace('_', '-')}"
@@ -104,6 +134,10 @@ def _check(options: IndexOptions) -> None:
                 )
             if isinstance(value, int | float) and value <= 0:
                 raise FriendrecError(f"{flag} {value}: give a positive number")
+    if options.kind != "stu" and options.embeddings is None:
+        raise FriendrecError(
+            f"an index of kind {options.kind} is made of embeddings: pass --embeddings, what `friendrec export` made"
+        )
     effort = {"ivf": "nprobe", "hnsw": "ef"}.get(options.kind)
     if effort and options.recall is not None and getattr(options, effort) is not None:
         raise FriendrecError(f"--{effort} decides the recall: leave out --recall, or let it choose --{effort}")

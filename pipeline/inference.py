@@ -1,5 +1,6 @@
 """A trained run, opened to answer queries: the one scorer behind evaluate, recommend and serve."""
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,22 +8,32 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from friendrec.datasets.packing import Packer, Rows, ranges
+from friendrec.datasets.batch import Context
+from friendrec.datasets.packing import Codes, Packer, Rows, ranges
 from friendrec.datasets.packing import Queries as PackedQueries
 from friendrec.datasets.prepared import PreparedData, load_prepared
 from friendrec.errors import FriendrecError
+from friendrec.models.backoff import BackOff, stand_ins
+from friendrec.models.config import StuConfig
+from friendrec.models.decoding import Decoder
+from friendrec.models.stu import Stu, Writer
 from friendrec.models.two_tower import TwoTower
 from friendrec.pipeline.build import build_model
 from friendrec.pipeline.config import RunConfig
+from friendrec.pipeline.evaluation.seen import SeenOnly
 from friendrec.pipeline.evaluation.tasks import LEVEL, Exclusions
 from friendrec.pipeline.publish import fingerprint, open_published
 from friendrec.pipeline.retrieval.exact import ExactIndex
-from friendrec.pipeline.retrieval.kinds import Index, load_index
+from friendrec.pipeline.retrieval.kinds import Index, VectorIndex, load_index
 from friendrec.pipeline.retrieval.protocol import Queries
+from friendrec.pipeline.retrieval.stu import StuIndex
+from friendrec.pipeline.tokens import codes_of, tokens_of_run
 from friendrec.sharding.checkpoint import load_whole
 
 BLOCK = 2048
 """Queries, or users, encoded at a time."""
+SPREAD = np.int64(0x9E3779B97F4A7C15 - (1 << 64))
+"""An odd number (2⁶⁴ over the golden ratio), so that times and users hardly meet in the key of a query."""
 
 
 @dataclass(frozen=True)
@@ -32,13 +43,13 @@ class Recommender:
     data: PreparedData
     config: RunConfig
     packer: Packer
-    model: TwoTower
+    model: TwoTower | Stu
     retriever: Index
     exclusions: Exclusions
 
     def queries(self, actors: Rows, as_of: NDArray[np.int64]) -> Queries:
         """Queries of dense user rows `[Q]`, knowing what lies strictly before `as_of` (µs) `[Q]`; no exclusions."""
-        queries = encode_queries(self.model, self.packer, actors, as_of)
+        queries = encode_queries(self.model, self.packer, actors, as_of, num_candidates=len(self.retriever))
         if not (np.isfinite(queries.vector).all() and np.isfinite(queries.sparse_bonus).all()):
             raise FriendrecError("the run's query vectors are not finite, so nothing can be ranked: train it again")
         return queries
@@ -69,19 +80,61 @@ def open_run(run: str | Path, data: str | Path) -> tuple[RunConfig, PreparedData
 def open_recommender(run: str | Path, data: str | Path, index: str | Path | None = None) -> Recommender:
     """Open a finished run on its prepared data; without an index, one over the run's own target vectors."""
     config, prepared, weights = open_run(run, data)
-    packer = Packer(prepared, config.context)
+    codes = codes_of(tokens_of_run(run), prepared, run) if isinstance(config.model, StuConfig) else None
+    packer = Packer(prepared, config.context, codes)
     model = build_model(config, packer.tables)
     load_whole(weights, model)
     model.eval()
-    candidates = np.arange(prepared.num_train_users)
-    if index is not None:
-        retriever: Index = _open_index(index, prepared, model, packer)
+    if isinstance(model, Stu):
+        trie = _stu_index(index, run, model, packer)
+        retriever: Index = trie
+        packer = _knowing(packer, trie)
+    elif index is not None:
+        retriever = _open_index(index, prepared, model, packer)
     else:
-        vectors = encode_targets(model, packer, candidates)
+        vectors = encode_targets(model, packer, np.arange(prepared.num_train_users))
         if not np.isfinite(vectors).all():
             raise FriendrecError(f"{run} gives vectors that are not finite, so nothing can be ranked: make it again")
-        retriever = ExactIndex(vectors, prepared.user_ids[candidates])
-    return Recommender(prepared, config, packer, model, retriever, Exclusions.of(prepared))
+        retriever = ExactIndex(vectors, prepared.user_ids[: prepared.num_train_users])
+    exclusions = Exclusions.of(prepared)
+    if len(retriever) > prepared.num_train_users:  # tokens of users who came later, each from its first event on
+        exclusions = SeenOnly.among(prepared, exclusions, 0, len(retriever))
+    return Recommender(prepared, config, packer, model, retriever, exclusions)
+
+
+def _stu_index(index: str | Path | None, run: str | Path, model: Stu, packer: Packer) -> StuIndex:
+    """The trie of an index, or of the run's own tokens, train users only, with the run's decoder."""
+    assert packer.codes is not None
+    data = packer.data
+    tokens = packer.codes.tokens[: data.num_train_users]
+    if index is None:
+        built = StuIndex.build(tokens, data.user_ids[: data.num_train_users], packer.codes.sizes)
+        return dataclasses.replace(built, decoder=writer(model, packer))
+    opened = load_index(open_published(index, "index")[0])
+    if not isinstance(opened, StuIndex):
+        raise FriendrecError(f"{index} holds vectors, and {run} writes tokens: index the tokens with --kind stu")
+    if not np.array_equal(opened.user_ids[: len(tokens)], data.user_ids[: len(tokens)]) or not np.array_equal(
+        opened.codes_of(np.arange(len(tokens))), tokens
+    ):
+        raise FriendrecError(f"{index} holds other codes than the run was trained with: index those with --kind stu")
+    decoder: Decoder = writer(model, packer)
+    if len(opened) > len(tokens):  # it holds users who came after, whose codes the run has never written
+        decoder = BackOff.of(decoder, tokens)
+    return dataclasses.replace(opened, decoder=decoder)
+
+
+def _knowing(packer: Packer, index: StuIndex) -> Packer:
+    """The packer with the codes of the newcomers whom the index holds, and the run does not."""
+    assert packer.codes is not None
+    if len(index) <= len(packer.codes.tokens):
+        return packer
+    return Packer(packer.data, packer.config, Codes(index.codes_of(np.arange(len(index))), packer.codes.sizes))
+
+
+@torch.no_grad()
+def writer(model: Stu, packer: Packer) -> Writer:
+    """The decoder of a model, which writes the codes of users; ranks of a sharded model call this together."""
+    return Writer(model, model.lookup(packer.ids(np.empty(0, np.int64)).to(_device(model))).codebooks)
 
 
 def _open_index(index: str | Path, data: PreparedData, model: TwoTower, packer: Packer) -> Index:
@@ -90,6 +143,8 @@ def _open_index(index: str | Path, data: PreparedData, model: TwoTower, packer: 
     Another run's index has the same users and often the same width: only the vectors tell, up to their precision.
     """
     opened = load_index(open_published(index, "index")[0])
+    if not isinstance(opened, VectorIndex):
+        raise FriendrecError(f"{index} holds codes, and the run gives vectors: export the run and index its embeddings")
     if not np.array_equal(opened.user_ids, data.user_ids[: data.num_train_users]):
         raise FriendrecError(f"{index} holds other users than the prepared data: build it from this data's embeddings")
     sample = np.linspace(0, len(opened) - 1, min(len(opened), 100)).astype(np.int64)
@@ -102,14 +157,23 @@ def _open_index(index: str | Path, data: PreparedData, model: TwoTower, packer: 
 
 
 @torch.no_grad()
-def encode_queries(model: TwoTower, packer: Packer, actors: Rows, as_of: NDArray[np.int64], blocks: int = 0) -> Queries:
+def encode_queries(
+    model: TwoTower | Stu,
+    packer: Packer,
+    actors: Rows,
+    as_of: NDArray[np.int64],
+    blocks: int = 0,
+    num_candidates: int | None = None,
+) -> Queries:
     """Vectors of the queries and the bonus of the contacts that each names, in blocks of bounded memory.
 
+    Named are candidates alone: the users of the first rows, by default those of the train period.
     Ranks of a sharded model call this together and give the same number of `blocks`, for every block is a collective.
     """
     order = np.lexsort((as_of, actors))
+    num = packer.data.num_train_users if num_candidates is None else num_candidates
     parts = [
-        _encode_block(model, packer, actors[block], as_of[block])
+        _encode_block(model, packer, actors[block], as_of[block], num)
         for block in np.array_split(order, blocks or num_blocks(len(order)))
     ]
     vectors, ids, bonuses, counts = (np.concatenate(part) for part in zip(*parts, strict=True))
@@ -123,20 +187,36 @@ def encode_queries(model: TwoTower, packer: Packer, actors: Rows, as_of: NDArray
         sparse_bonus=bonuses[chosen],
         exclude_offsets=nothing,
         exclude_ids=nothing[:0],
+        keys=as_of * SPREAD + actors,  # wraps; the number of users may not enter, for it is not known at the time
     )
 
 
-def _encode_block(model: TwoTower, packer: Packer, users: Rows, times: NDArray[np.int64]) -> tuple[np.ndarray, ...]:
+def _encode_block(
+    model: TwoTower | Stu, packer: Packer, users: Rows, times: NDArray[np.int64], num_candidates: int
+) -> tuple[np.ndarray, ...]:
     """Vectors `[Q, D + 1]`, named candidates `[T]`, their bonus `[T]`, how many each query names `[Q]`."""
     contacts = packer.state.contacts(users, times, packer.config.contacts)
     queries = PackedQueries(users, times, groups=users, conditions=np.zeros_like(users), actors=users)
     context, _ = packer.pack(queries, contacts)
+    if packer.codes is not None and num_candidates > packer.data.num_train_users:
+        context = _with_newcomers(context, contacts.partner, packer)
     context = context.to(_device(model))
     encoded = model.encode_queries(context, model.lookup(context.ids))
-    named = (contacts.partner < packer.data.num_train_users) & (model.copy_term is not None)
+    named = (contacts.partner < num_candidates) & (model.copy_term is not None)
     query = np.repeat(np.arange(len(users)), np.diff(contacts.offsets))
     counts = np.bincount(query[named], minlength=len(users))
     return encoded.vector.cpu().numpy(), contacts.partner[named], encoded.bonus.cpu().numpy()[named], counts
+
+
+def _with_newcomers(context: Context, partner: Rows, packer: Packer) -> Context:
+    """Contacts `[T]` who came after training are named by the code of somebody beside them: as likely, see BackOff."""
+    assert packer.codes is not None
+    tokens, train = packer.codes.tokens, packer.data.num_train_users
+    new = np.flatnonzero((partner >= train) & (partner < len(tokens)))
+    named = stand_ins(tokens[:train], tokens[partner[new]], packer.codes.sizes)
+    codes = context.codes.clone()
+    codes[context.contact_user[new]] = torch.from_numpy(named).to(codes)
+    return dataclasses.replace(context, codes=codes)
 
 
 @torch.no_grad()
@@ -149,9 +229,9 @@ def encode_targets(model: TwoTower, packer: Packer, users: Rows, blocks: int = 0
     return np.concatenate(vectors)
 
 
-def _device(model: TwoTower) -> torch.device:
+def _device(model: TwoTower | Stu) -> torch.device:
     """Where the towers are, and the tables with them."""
-    return next(model.target_tower.parameters()).device
+    return next(model.query_tower.parameters()).device
 
 
 def num_blocks(rows: int) -> int:

@@ -32,6 +32,7 @@ from friendrec.pipeline import forward
 from friendrec.pipeline.build import build_model
 from friendrec.pipeline.config import RunConfig, run_inputs
 from friendrec.pipeline.initial import open_given, start_from
+from friendrec.pipeline.tokens import TOKENS, codes_of, read_tokens, write_tokens
 from friendrec.pipeline.validation import Validation
 from friendrec.sharding import checkpoint
 from friendrec.sharding.optimizers import Optimizers
@@ -202,19 +203,24 @@ class Job:
 
 
 @contextmanager
-def start(config: RunConfig, data_path: Path, out: Path, init_from: str | None = None) -> Iterator[Job]:
+def start(
+    config: RunConfig, data_path: Path, out: Path, init_from: str | None = None, tokens: str | None = None
+) -> Iterator[Job]:
     """Set up this rank: process group, reader, sharded model, optimizers; the plan is printed on rank 0.
 
-    A run that has no checkpoint yet takes the first rows of its users from the vectors at `init_from`.
+    A run that has no checkpoint yet takes the first rows of its users from the vectors at `init_from`. Users are their
+    codes in the STU table at `tokens`, where it is given; the run keeps a copy.
     """
     local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_ranks))
     data = load_prepared(data_path)
     is_new = checkpoint.latest(out / "checkpoints") is None
     given = open_given(init_from, data, config.model.dim) if init_from and is_new else None
+    table = read_tokens(tokens)[0] if tokens else None
+    codes = codes_of(table, data, f"--tokens {tokens}") if table else None
     with process_group(config.sharding.device) as device:
         rank, world_size = dist.get_rank(), dist.get_world_size()
-        reader = Reader(data, config.context, config.reader, config.training.seed, rank, world_size)
+        reader = Reader(data, config.context, config.reader, config.training.seed, rank, world_size, codes)
         model = build_model(config, reader.packer.tables)
         if model.copy_term is not None:
             model.copy_term.standardise(_contact_sample(reader))
@@ -225,7 +231,9 @@ def start(config: RunConfig, data_path: Path, out: Path, init_from: str | None =
             Console(stderr=True).print(plan_table(model, plan, world_size))
             out.mkdir(parents=True, exist_ok=True)
             _write(out / "plan.json", [dataclasses.asdict(s) for s in shards(model, plan)])
-            identity = config.identity(run_inputs(data_path, init_from))
+            if table is not None:
+                write_tokens(out / TOKENS, table.user_ids, table.tokens)
+            identity = config.identity(run_inputs(data_path, init_from, tokens))
             _write(out / "config.json", identity)  # from here on it is a run, to be resumed
         sharded = shard(model, plan, device, config.training.seed)
         if given is not None:
@@ -244,9 +252,10 @@ def start(config: RunConfig, data_path: Path, out: Path, init_from: str | None =
         )
 
 
-def print_plan(config: RunConfig, data_path: Path, world_size: int) -> None:
+def print_plan(config: RunConfig, data_path: Path, world_size: int, tokens: str | None = None) -> None:
     """The sharding plan for a number of processes, made without them."""
-    model = build_model(config, Tables.of(load_prepared(data_path)))
+    sizes = read_tokens(tokens)[0].sizes if tokens else ()
+    model = build_model(config, Tables.of(load_prepared(data_path), sizes))
     Console().print(plan_table(model, make_plan(model, world_size, config.sharding), world_size))
 
 

@@ -3,8 +3,8 @@
 Users never see themselves, whom they have already contacted, or who is blocked either way.
 """
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from friendrec.errors import FriendrecError
 from friendrec.pipeline.publish import is_finished
@@ -17,11 +17,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from friendrec.datasets.prepared import PreparedData
+    from friendrec.models.sampling import Sampling
     from friendrec.pipeline.inference import Recommender
 
 EXAMPLES = """
 friendrec recommend --run RUN --data DATA --index INDEX --k 100 --out RECS
 friendrec recommend --run RUN --data DATA --index INDEX --users cohort.parquet --as-of 2025-01-01T00:00:00Z --out RECS
+friendrec recommend --run STU_RUN --data DATA --index STU_INDEX --temperature 1.5 --nucleus 0.9 --seed 7 --out RECS
 """
 
 
@@ -34,7 +36,7 @@ class RecommendOptions:
     data: str
     """Prepared data that the run was trained on."""
     index: str
-    """Index of the run's target vectors: what `friendrec index` made."""
+    """Index of the run's target vectors or tokens: what `friendrec index` made."""
     out: str
     """Directory of the recommendations: part-<rank>.parquet."""
     users: str | None = None
@@ -43,12 +45,23 @@ class RecommendOptions:
     """Time (ISO 8601, UTC unless it says otherwise) before which events count; by default the end of the log."""
     k: int = 100
     """Recommendations a user; fewer where fewer candidates are allowed."""
+    temperature: float | None = None
+    """STU runs: draw k different friends in place of the best, with the tokens' log-probabilities divided by this.
+    Below 1 for likelier friends, above 1 for more variety; 1 where only another of these options is given. The score is
+    then that of the draw: the logarithm of the probability with noise."""
+    top_k_tokens: int | None = None
+    """STU runs: draw among so many of the likeliest tokens at each level. Fewer for less surprise."""
+    nucleus: float | None = None
+    """STU runs: draw among the fewest tokens that have this share of the probability at each level, as 0.9."""
+    seed: int | None = None
+    """STU runs: another seed draws other friends, the same one the same; 0 where only another of these is given."""
 
 
 def main(options: RecommendOptions) -> None:
     """Each rank answers its share of the users."""
     if options.k < 1:
         raise FriendrecError(f"--k {options.k}: ask for at least 1 recommendation")
+    sampling = _sampling(options)
     inputs = {"run": options.run, "data": options.data, "index": options.index}
     inputs |= {"users": options.users} if options.users else {}
     if is_finished(options.out, kind="recommendations", options=options, inputs=inputs):
@@ -63,6 +76,8 @@ def main(options: RecommendOptions) -> None:
     from friendrec.sharding.parallel import process_group
 
     recommender = open_recommender(options.run, options.data, options.index)
+    if sampling is not None:
+        recommender = _drawing(recommender, sampling)
     data = recommender.data
     as_of = end_of_log(data) if wanted is None else wanted
     users = chosen_users(options.users, data)
@@ -75,6 +90,28 @@ def main(options: RecommendOptions) -> None:
             table = recommendations(recommender, share, as_of, options.k, progress=rank == 0)
             pq.write_table(table, attempt / f"part-{rank}.parquet")
         say(f"{len(users):,} users as of {format_time(as_of)}: {options.out}")
+
+
+def _sampling(options: RecommendOptions) -> "Sampling | None":
+    """How to draw, where the options ask for a draw."""
+    from friendrec.models.sampling import Sampling
+
+    given = {"temperature": options.temperature, "top_k": options.top_k_tokens}
+    given |= {"nucleus": options.nucleus, "seed": options.seed}
+    kept: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    return Sampling(**kept) if kept else None
+
+
+def _drawing(recommender: "Recommender", sampling: "Sampling") -> "Recommender":
+    """The recommender, whose index draws."""
+    from friendrec.pipeline.retrieval.stu import StuIndex
+
+    if not isinstance(recommender.retriever, StuIndex):
+        raise FriendrecError(
+            "--temperature, --top-k-tokens, --nucleus and --seed draw tokens, which only an STU run writes: leave them "
+            "out, or pass --run of `friendrec train stu`"
+        )
+    return replace(recommender, retriever=replace(recommender.retriever, sampling=sampling))
 
 
 def recommendations(

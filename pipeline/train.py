@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from friendrec.errors import FriendrecError
+from friendrec.models.config import StuConfig
 from friendrec.pipeline.arguments import parse_options
 from friendrec.pipeline.config import PRESETS, RunConfig, preset, run_inputs
 from friendrec.pipeline.publish import KINDS, is_finished, open_published, write_manifest
@@ -30,6 +31,7 @@ friendrec train two_tower_mlp --data DATA --out RUN
 friendrec train two_tower_mlp --data DATA --out RUN --epochs 5 --dim 32 --no-copy-term
 friendrec train two_tower_mlp --data DATA --out RUN --plan-only --world-size 8
 friendrec train two_tower_mlp --data DATA --out RUN --init-from EMBEDDINGS
+friendrec train stu --data DATA --tokens STU --out RUN
 torchrun --nproc-per-node 2 --no-python -- friendrec train two_tower_mlp --data DATA --out RUN --resume
 """
 
@@ -45,6 +47,8 @@ class TrainOptions:
     init_from: str | None = None
     """Vectors to start the user table from: what `friendrec export` made, or Parquet with user_id and a list column
     target or vector of --dim numbers. Users without one, and whatever is no user, keep their random first rows."""
+    tokens: str | None = None
+    """Codes of the users, which preset stu learns to write: what `friendrec tokenize` made."""
     resume: bool = False
     """Go on from the newest checkpoint in --out; start there where there is none."""
     plan_only: bool = False
@@ -78,25 +82,37 @@ def main(options: TrainOptions) -> None:
     """Plan, train, publish."""
     if "://" in options.out:
         raise FriendrecError(f"--out {options.out}: checkpoints need a directory that every process can write to")
+    _check_tokens(options)
     data, _ = open_published(options.data, "data")
     if options.plan_only:
         from friendrec.pipeline.job import print_plan
 
-        print_plan(options.config, data, options.world_size)
+        print_plan(options.config, data, options.world_size, options.tokens)
         return
-    inputs = run_inputs(data, options.init_from)
+    inputs = run_inputs(data, options.init_from, options.tokens)
     if is_finished(options.out, kind="run", options=options.config.settings(), inputs=inputs):
         say(f"{options.out} is up to date")
         return
     out = _free(options, options.config.identity(inputs))
     from friendrec.pipeline import job
 
-    with job.start(options.config, data, out, options.init_from) as running:
+    with job.start(options.config, data, out, options.init_from, options.tokens) as running:
         progress = fit(running, running.restore())
         if progress.preempted:
             say(f"stopped on request after step {progress.step}; go on with --resume")
         elif running.rank == 0:
             _publish(running, progress, options)
+
+
+def _check_tokens(options: TrainOptions) -> None:
+    """Tokens come with preset stu, and with no other."""
+    if not isinstance(options.config.model, StuConfig):
+        if options.tokens is not None:
+            raise FriendrecError(f"--tokens is for preset stu: leave it out, or train stu, not {options.config.preset}")
+    elif options.tokens is None:
+        raise FriendrecError("preset stu needs --tokens STU: what friendrec tokenize makes of exported embeddings")
+    elif options.init_from is not None:
+        raise FriendrecError("preset stu has no user table that --init-from could start: leave it out")
 
 
 def fit(job: "Job", progress: "Progress") -> "Progress":
@@ -197,7 +213,9 @@ def _publish(job: "Job", progress: "Progress", options: TrainOptions) -> None:
         "examples_per_second": round(examples / max(progress.seconds - progress.validation_seconds, 1e-9)),
         "progress": dataclasses.asdict(progress),
     }
-    inputs = run_inputs(options.data, options.init_from)
+    if job.reader.packer.codes is not None:
+        extra["sizes"] = list(job.reader.packer.codes.sizes)
+    inputs = run_inputs(options.data, options.init_from, options.tokens)
     write_manifest(job.out, kind="run", options=job.config.settings(), inputs=inputs, extra=extra)
     say(
         f"trained {progress.step} steps in {progress.seconds:.0f} s ({extra['examples_per_second']:,} examples/s); "

@@ -4,7 +4,8 @@ No rank ever holds the target vectors of all users: rank r encodes its âŒˆN / Wâ
 plus the sum over ranks of the candidates scored higher, and half of those tied.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -13,14 +14,20 @@ from numpy.typing import NDArray
 
 from friendrec.datasets.packing import Packer
 from friendrec.errors import FriendrecError
+from friendrec.models.stu import Stu
 from friendrec.models.two_tower import TwoTower
 from friendrec.pipeline.evaluation.metrics import summary
+from friendrec.pipeline.evaluation.scoring import places_among
 from friendrec.pipeline.evaluation.tasks import LEVEL, Events, Exclusions, scored_events
-from friendrec.pipeline.inference import encode_queries, encode_targets, num_blocks
+from friendrec.pipeline.inference import encode_queries, encode_targets, num_blocks, writer
 from friendrec.pipeline.retrieval.exact import ExactIndex
 from friendrec.pipeline.retrieval.protocol import Queries
+from friendrec.pipeline.retrieval.stu import StuIndex
 
+T = TypeVar("T")
 TASKS = ("next_contact", "new_link")
+DEPTH = 50
+"""Places that are searched for, and beams, where a model writes codes."""
 
 
 @dataclass(frozen=True)
@@ -46,21 +53,47 @@ class Validation:
             )
         return cls(packer, sampled, exclusions)
 
-    def metrics(self, model: TwoTower) -> dict[str, dict[str, float]]:
+    def metrics(self, model: TwoTower | Stu) -> dict[str, dict[str, float]]:
         """Metrics of each task; all ranks call it together."""
         model.eval()
-        queries, shard = self._queries(model), self._own_candidates(model)
+        metrics = self._generated(model) if isinstance(model, Stu) else self._ranked(model)
         model.train()
+        return metrics
+
+    def _ranked(self, model: TwoTower) -> dict[str, dict[str, float]]:
+        """All queries against every rank's share of the candidates."""
+        queries, shard = Queries.concatenate(_gathered(self._own_queries(model))), self._own_candidates(model)
         return {task: summary(self._ranks(task, queries, *shard)) for task in TASKS}
 
-    def _queries(self, model: TwoTower) -> Queries:
-        """All queries, each rank having encoded its share."""
-        shares = np.array_split(np.arange(len(self.events.index)), dist.get_world_size())
-        own = self.events.take(shares[dist.get_rank()])
-        encoded = encode_queries(model, self.packer, own.actor, own.timestamp, num_blocks(len(shares[0])))
-        gathered = [encoded] * len(shares)
-        dist.all_gather_object(gathered, encoded)
-        return Queries.concatenate(gathered)
+    def _generated(self, model: Stu) -> dict[str, dict[str, float]]:
+        """Every rank searches for its share of the events: the codes of the candidates are on each."""
+        codes = self.packer.codes
+        assert codes is not None
+        num = self.packer.data.num_train_users
+        index = StuIndex.build(codes.tokens[:num], np.arange(num), codes.sizes, DEPTH)
+        index = replace(index, decoder=writer(model, self.packer))
+        own, queries = self._own_events(), self._own_queries(model)
+        metrics = {}
+        for task in TASKS:
+            chosen = np.flatnonzero(own.of_task(task))
+            events = own.take(chosen)
+            hidden = self.exclusions.at(LEVEL[task], events.actor, events.timestamp)
+            found = index.search(queries.take(chosen).excluding(*hidden), DEPTH)
+            ranks = places_among(*found, events.target)
+            metrics[task] = summary(np.concatenate(_gathered(ranks)), until=DEPTH)
+        return metrics
+
+    def _shares(self) -> list[NDArray[np.int64]]:
+        return np.array_split(np.arange(len(self.events.index)), dist.get_world_size())
+
+    def _own_events(self) -> Events:
+        """This rank's share."""
+        return self.events.take(self._shares()[dist.get_rank()])
+
+    def _own_queries(self, model: TwoTower | Stu) -> Queries:
+        """The queries of this rank's events."""
+        own, blocks = self._own_events(), num_blocks(len(self._shares()[0]))
+        return encode_queries(model, self.packer, own.actor, own.timestamp, blocks)
 
     def _own_candidates(self, model: TwoTower) -> tuple[int, ExactIndex]:
         """The first candidate of this rank's share, and the share as an index."""
@@ -82,6 +115,13 @@ class Validation:
         scores = _sum(scores)  # every target has one owner
         higher, tied = shard.count_better(local, scores, np.where(owned, targets, -1))
         return 1 + _sum(higher) + _sum(tied) / 2
+
+
+def _gathered(own: T) -> list[T]:
+    """What every rank has, in order."""
+    gathered = [own] * dist.get_world_size()
+    dist.all_gather_object(gathered, own)
+    return gathered
 
 
 def _sum(values: np.ndarray) -> np.ndarray:

@@ -13,11 +13,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from friendrec.pipeline import export, index, recommend, train
+from friendrec.pipeline import export, index, recommend, tokenize, train
 from friendrec.pipeline.export import ExportOptions
 from friendrec.pipeline.index import IndexOptions
 from friendrec.pipeline.publish import publish
 from friendrec.pipeline.recommend import RecommendOptions
+from friendrec.pipeline.tokenize import TokenizeOptions
 from tests.synthetic import prepared_from_events
 
 DAY = 86_400_000_000  # µs
@@ -26,6 +27,7 @@ SMALL = (
     "--dim=8", "--num-heads=2", "--hidden=16", f"--batch-size={CHUNK}", "--uniform-negatives=4", "--recent-negatives=4",
     "--shared-negatives=8", "--contacts=6", "--context-length=12", "--validation-events=80", "--actor-dropout=0.2",
 )  # fmt: skip
+SMALL_STU = (*(option for option in SMALL if "negatives" not in option), "--decoder-hidden=16", "--memory=6")
 ROLES = {"request": "history", "block": "exclude"}
 
 
@@ -128,3 +130,15 @@ def at_step(wanted: int, act: Callable[[], None]) -> Any:
 def kill(signum: int = signal.SIGKILL) -> None:
     """Send this process a signal."""
     os.kill(os.getpid(), signum)
+
+
+def tokenize_embeddings(embeddings: Path, out: Path, codebook_size: int = 8, **options: Any) -> Path:
+    tokenize.main(TokenizeOptions(embeddings=str(embeddings), codebook_size=codebook_size, out=str(out), **options))
+    return out
+
+
+def train_stu_run(data: Path, tokens: Path, out: Path, *args: str) -> None:
+    """`friendrec train stu` with small widths; on workers called on every rank."""
+    options = train.parse(["stu", f"--data={data}", f"--tokens={tokens}", f"--out={out}", *SMALL_STU, *args])
+    with joined():
+        train.main(options)

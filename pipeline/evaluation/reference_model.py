@@ -60,7 +60,9 @@ class ReferenceModel:
     def __init__(self, config: RunConfig, packer: Packer, examples: Examples) -> None:
         self.packer, self.examples = packer, examples
         self.users = np.arange(packer.data.num_users)
-        self.model: TwoTower = build_model(config, packer.tables)
+        model = build_model(config, packer.tables)
+        assert isinstance(model, TwoTower)
+        self.model = model
         self.seed = config.training.seed
         tables: Any = self.model.lookup.tables.to_empty(device="cpu")
         for name, bag in tables.embedding_bags.items():

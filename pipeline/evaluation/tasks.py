@@ -81,8 +81,23 @@ class Exclusions:
 def scored_events(data: PreparedData, period: str, exclusions: Exclusions) -> tuple[Events, dict[str, int]]:
     """The events of a period that are scored, and the counts: events, uncovered, and those of each task.
 
-    Only actions of role `target` are predicted; an event whose target is no candidate is uncovered.
+    An event whose target is no candidate is uncovered.
     """
+    events = period_events(data, period, exclusions)
+    covered = events.target < exclusions.num_candidates
+    covered &= ~exclusions.blocked.known(events.actor, events.target, events.timestamp)
+    scored = events.take(covered)
+    if not len(scored.index):
+        raise FriendrecError(
+            f"the {period} period has no event towards a user of the train period: nothing to score; "
+            "use a longer log or other --splits"
+        )
+    counts = {"events": len(events.index), "uncovered": int((~covered).sum())}
+    return scored, counts | {task: int(scored.of_task(task).sum()) for task in TASKS}
+
+
+def period_events(data: PreparedData, period: str, exclusions: Exclusions) -> Events:
+    """All events of a period that could be predicted: only actions of role `target` are."""
     train, validation = data.num_train_events, data.num_train_events + data.num_validation_events
     begin, end = {"validation": (train, validation), "test": (validation, data.num_events)}[period]
     predicted = np.array([action.role == "target" for action in data.actions])
@@ -93,13 +108,4 @@ def scored_events(data: PreparedData, period: str, exclusions: Exclusions) -> tu
     target, time = data.partner[entry].astype(np.int64), data.timestamp[entry]
     is_new = ~exclusions.contacted.known(actor, target, time)
     is_reply = is_new & exclusions.contacted.known(target, actor, time)
-    events = Events(index, actor, target, time, is_new, is_reply)
-    covered = (target < data.num_train_users) & ~exclusions.blocked.known(actor, target, time)
-    scored = events.take(covered)
-    if not len(scored.index):
-        raise FriendrecError(
-            f"the {period} period has no event towards a user of the train period: nothing to score; "
-            "use a longer log or other --splits"
-        )
-    counts = {"events": len(index), "uncovered": int((~covered).sum())}
-    return scored, counts | {task: int(scored.of_task(task).sum()) for task in TASKS}
+    return Events(index, actor, target, time, is_new, is_reply)

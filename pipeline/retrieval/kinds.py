@@ -1,7 +1,7 @@
 """Every kind of index by its name."""
 
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,20 +10,25 @@ from friendrec.errors import FriendrecError
 from friendrec.pipeline.retrieval.files import UserIds, read_meta
 from friendrec.pipeline.retrieval.protocol import Retriever
 
-Kind = Literal["exact", "ivf", "hnsw", "milvus"]
+Kind = Literal["exact", "ivf", "hnsw", "milvus", "stu"]
 
 
 class Index(Retriever, Protocol):
-    """A retriever over stored vectors of known users."""
+    """A retriever over known users."""
 
     @property
     def user_ids(self) -> UserIds: ...  # [N]
 
     def __len__(self) -> int: ...
 
-    def vectors_of(self, ids: NDArray[np.int64]) -> NDArray[np.float32]: ...
-
     def save(self, directory: Path) -> None: ...
+
+
+@runtime_checkable
+class VectorIndex(Index, Protocol):
+    """Of every kind but stu: it ranks by inner product with vectors that it stores."""
+
+    def vectors_of(self, ids: NDArray[np.int64]) -> NDArray[np.float32]: ...
 
 
 def load_index(directory: Path) -> Index:
@@ -41,4 +46,8 @@ def load_index(directory: Path) -> Index:
         from friendrec.pipeline.retrieval.milvus import MilvusIndex
 
         return MilvusIndex.load(directory)
+    if kind == "stu":
+        from friendrec.pipeline.retrieval.stu import StuIndex
+
+        return StuIndex.load(directory)
     raise FriendrecError(f"{directory} is an index of kind {kind}, which this version does not know: make it again")

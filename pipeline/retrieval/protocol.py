@@ -22,6 +22,8 @@ class Queries:
     sparse_bonus: NDArray[np.float32]
     exclude_offsets: NDArray[np.int64]  # [Q + 1]
     exclude_ids: NDArray[np.int64]
+    keys: NDArray[np.int64] | None = None
+    """What a retriever that draws by chance tells a query by, `[Q]`: the same key draws the same, in any company."""
 
     @classmethod
     def dense(cls, vector: NDArray[np.float32]) -> Self:
@@ -44,12 +46,14 @@ class Queries:
             sparse_bonus=self.sparse_bonus[sparse],
             exclude_offsets=exclude_offsets,
             exclude_ids=self.exclude_ids[exclude],
+            keys=None if self.keys is None else self.keys[rows],
         )
 
     @classmethod
     def concatenate(cls, parts: Sequence[Self]) -> Self:
         """The queries of all parts, in order."""
-        joined = {f.name: np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(cls)}
+        names = [f.name for f in fields(cls) if all(getattr(part, f.name) is not None for part in parts)]
+        joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
         for name in ("sparse_offsets", "exclude_offsets"):
             counts = np.concatenate([np.diff(getattr(part, name)) for part in parts])
             joined[name] = np.concatenate([[0], np.cumsum(counts)])

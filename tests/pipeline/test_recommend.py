@@ -93,6 +93,13 @@ def test_evaluate_ranks_the_ten_recommended_one_to_ten(
         assert ranks.reshape(200, 10).tolist() == [list(range(1, 11))] * 200
 
 
+@pytest.mark.parametrize("option", ["temperature", "top_k_tokens", "nucleus", "seed"])
+def test_a_run_of_vectors_draws_nobody(made: dict[str, str], tmp_path: Path, option: str) -> None:
+    with pytest.raises(FriendrecError, match="draw tokens, which only an STU run writes: leave them out"):
+        recommended(made, tmp_path / "out", **{option: 1})
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_file_names_the_users(made: dict[str, str], data: PreparedData, tmp_path: Path) -> None:
     wanted = data.user_ids[[250, 3, 17]]
     pq.write_table(pa.table({"user_id": wanted, "cohort": ["a", "b", "c"]}), tmp_path / "users.parquet")
