@@ -34,6 +34,7 @@ friendrec evaluate --data data --run run --index index --baselines --period test
 friendrec evaluate --data data --baselines --out report-baselines
 friendrec evaluate --data data --baselines --oracle log --out report-oracle
 friendrec evaluate --data data --recommendations lists --baselines --out report-lists
+friendrec evaluate --data data --run run-stu --also run --out report-both
 torchrun --nproc-per-node 2 --no-python -- friendrec evaluate --data data --run run --baselines --out report
 friendrec evaluate --data data --protocol link --out report-link
 friendrec evaluate --data data --protocol reference --out report-reference
@@ -49,6 +50,9 @@ class EvaluateOptions:
     index: str | None = None
     """Directory or URL that `friendrec index` made from the run's embeddings; without it all users are scored anew.
     Of an approximate index (ivf, hnsw) or a server (milvus) the first 100 found are scored: no mean rank, no MRR."""
+    also: str | None = None
+    """Directory or URL of another run on the same data, scored beside the run, and so are their lists merged into one
+    by reciprocal rank, at weights that are chosen on the validation period."""
     embeddings: str | None = None
     """Instead of a run: Parquet of user_id, query, target (lists of floats), as known at the end of train."""
     recommendations: str | None = None
@@ -107,13 +111,15 @@ def _check(options: EvaluateOptions) -> None:
         )
     if options.run is None and options.index is not None:
         raise FriendrecError("an index cannot be evaluated without the model that asks it: pass --run RUN as well")
+    if options.run is None and options.also is not None:
+        raise FriendrecError("--also is scored beside a run: pass --run RUN as well, or this one as --run")
 
 
 def _check_fixed(options: EvaluateOptions) -> None:
     """The other protocols say themselves what is scored."""
     scored = {"link": "scores EdgeBank", "reference": "trains models of its own"}[options.protocol]
     defaults = EvaluateOptions(data="", out="")
-    for name in ("run", "index", "embeddings", "recommendations", "period", "baselines", "oracle"):
+    for name in ("run", "index", "also", "embeddings", "recommendations", "period", "baselines", "oracle"):
         if getattr(options, name) != getattr(defaults, name):
             raise FriendrecError(
                 f"--{name} has no meaning in the protocol {options.protocol}, which {scored}: leave it out"
@@ -121,7 +127,7 @@ def _check_fixed(options: EvaluateOptions) -> None:
 
 
 def _inputs(options: EvaluateOptions) -> dict[str, str]:
-    names = ("data", "run", "index", "embeddings", "recommendations", "interactions", "oracle")
+    names = ("data", "run", "index", "also", "embeddings", "recommendations", "interactions", "oracle")
     return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
 
 
@@ -155,29 +161,32 @@ def _evaluate_reference(options: EvaluateOptions, attempt: Path) -> dict[str, An
 
 def _evaluate(options: EvaluateOptions, attempt: Path) -> dict[str, Any]:
     """Every rank scores its share; rank 0 writes the report, the others have nothing to say."""
-    import torch.distributed as dist
-
     from friendrec.datasets.prepared import load_prepared
     from friendrec.pipeline.evaluation.fitted import missing_baselines
-    from friendrec.pipeline.evaluation.oracle import open_oracle
-    from friendrec.pipeline.evaluation.ranking import gather, score
     from friendrec.pipeline.evaluation.report import write_report
-    from friendrec.pipeline.evaluation.results import results
     from friendrec.pipeline.evaluation.stored import save_ranks
-    from friendrec.pipeline.evaluation.tasks import Exclusions, scored_events
+    from friendrec.pipeline.evaluation.temporal import evaluate_period
 
     data = load_prepared(open_published(options.data, "data")[0])
-    exclusions = Exclusions.of(data)
-    events, counts = scored_events(data, options.period, exclusions)
     run, manifest = open_published(options.run, "run") if options.run is not None else (None, None)
+    other, other_manifest = open_published(options.also, "run") if options.also is not None else (None, None)
     scored, said = _open_source(options, data)
-    oracle = open_oracle(options.oracle, events, data) if options.oracle is not None else None
-    rank, share = dist.get_rank(), slice(dist.get_rank(), None, dist.get_world_size())
-    with _progress(disable=rank > 0) as progress:
-        evaluation = gather(score(data, events, exclusions, scored, options.baselines, progress, share, oracle))
-    if rank > 0:
+    also = _open(options, options.also) if options.also is not None else None
+    name = _name_beside(manifest, other_manifest, options.also)
+    with _progress(disable=not is_rank_zero()) as progress:
+        found = evaluate_period(
+            data,
+            options.period,
+            scored,
+            also,
+            name,
+            baselines=options.baselines,
+            log=options.oracle,
+            progress=progress,
+        )
+    if found is None:
         return {}
-    uses = _test_uses(run, options) if run is not None else None
+    evaluation, sections, counts = found
     metrics = {
         "protocol": {
             "name": "temporal",
@@ -185,12 +194,13 @@ def _evaluate(options: EvaluateOptions, attempt: Path) -> dict[str, Any]:
             "train_until": _iso(data.train_until),
             "validation_until": _iso(data.validation_until),
             "candidates": data.num_train_users,
-            "test_uses": uses,
+            "test_uses": _test_uses(run, options) if run is not None else None,
+            **({"test_uses_beside": _test_uses(other, options)} if other is not None else {}),
             "events": counts["events"],
             "uncovered": counts["uncovered"],
             "missing_baselines": missing_baselines() if options.baselines else {},
         },
-        **results(evaluation),
+        **sections,
         "model": _model(manifest) | said,
     }
     (attempt / "metrics.json").write_text(json.dumps(metrics, indent=1, allow_nan=False) + "\n")
@@ -215,17 +225,25 @@ def _open_source(
         return lists, {"source": "recommendations", **counts}
     if options.run is None:
         return None, {}
-    recommender = _open(options)
+    recommender = _open(options, options.run)
     until = ranked_until(recommender)
     return recommender, {} if until is None else {"ranked_until": until}
 
 
-def _open(options: EvaluateOptions) -> "Recommender":
+def _open(options: EvaluateOptions, run: str) -> "Recommender":
+    """The run, or the one beside it, which needs no index."""
     from friendrec.pipeline.inference import open_recommender
 
-    assert options.run is not None
-    recommender: Recommender = open_recommender(options.run, options.data, options.index)
+    recommender: Recommender = open_recommender(run, options.data, options.index if run == options.run else None)
     return recommender
+
+
+def _name_beside(manifest: Manifest | None, other: Manifest | None, path: str | None) -> str:
+    """What the run beside the other is called: its preset, its directory where the presets are the same."""
+    if other is None or manifest is None or path is None:
+        return ""
+    names = other.extra.get("preset"), path.rstrip("/").rpartition("/")[2]
+    return next((name for name in names if name not in (None, "", "fusion", manifest.extra.get("preset"))), "also")
 
 
 def _test_uses(run: Path, options: EvaluateOptions) -> int:

@@ -27,7 +27,7 @@ def print_summary(out: str) -> None:
 
 
 def metrics_table(metrics: dict[str, Any]) -> Any:
-    """One row for the model, live and frozen, and one a baseline, live; one column a task."""
+    """One row for the model, live and frozen, and one, live, for what stands beside it and for each baseline."""
     from rich.table import Table
 
     protocol = metrics["protocol"]
@@ -36,7 +36,10 @@ def metrics_table(metrics: dict[str, Any]) -> Any:
     for task in TASKS:
         table.add_column(task, justify="right")
     table.add_row("model", *_row(metrics["tasks"], "live"), style="bold")
-    table.add_row("model, frozen", *_row(metrics["tasks"], "frozen"), end_section=True)
+    table.add_row("model, frozen", *_row(metrics["tasks"], "frozen"))
+    for name, tasks in metrics.get("beside", {}).items():
+        table.add_row(name, *_row(tasks, "live"))
+    table.add_section()
     for name, tasks in metrics.get("baselines", {}).items():
         if any(states.get("live") for states in tasks.values()):  # fitted ones are frozen only: see the report
             table.add_row(name, *_row(tasks, "live"))
@@ -87,9 +90,14 @@ def comparison_table(metrics: dict[str, Any]) -> Any:
         costs = row["parameters"], row["table_bytes"] + row["dense_bytes"], row["steps"]
         cost.add_row(name, *(f"{n:,}" for n in (*costs, row["examples_per_second"], row["queries_per_second"])))
     quality.add_section()
+    for name, merged in metrics.get("fusion", {}).items():
+        cells = [merged[task].get("live", {}) for task in tasks]
+        quality.add_row(f"fusion with {name}", *(f"{_value(cell)} {_change(cell)}" for cell in cells))
     best = [metrics["baselines"][task].get("live", {}) for task in tasks]
     quality.add_row("best baseline", *(f"{_value(figures)} {'':7}" for figures in best), style="dim")
-    quality.caption = "± the row before; starred where the 95 % interval leaves out 0"
+    quality.caption = (
+        "± the row before, and of merged lists the better of both; starred where the 95 % interval leaves out 0"
+    )
     return Group(quality, cost)
 
 

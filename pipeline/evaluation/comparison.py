@@ -13,7 +13,7 @@ import numpy as np
 from friendrec.pipeline.evaluation import figures
 from friendrec.pipeline.evaluation.intervals import bootstrap_means, interval
 from friendrec.pipeline.evaluation.report import ci, metric
-from friendrec.pipeline.evaluation.results import MODEL, Evaluation, best_baseline
+from friendrec.pipeline.evaluation.results import FUSION, MODEL, Evaluation, best_baseline
 from friendrec.pipeline.evaluation.stored import load_ranks
 from friendrec.pipeline.evaluation.tasks import STATES, TASKS
 from friendrec.pipeline.inference import Recommender, open_recommender
@@ -25,7 +25,7 @@ ASKED, K, REPEATS = 1024, 100, 3
 
 
 def compared(reports: Mapping[str, Path], baselines: Path) -> dict[str, Any]:
-    """Protocol, rows and best baselines from the reports of the rows, in their order, and of the baselines."""
+    """Protocol, rows, merged lists and best baselines from the reports of the rows, in order, and of the baselines."""
     metrics = {name: json.loads((report / "metrics.json").read_text()) for name, report in reports.items()}
     tasks = recalls({name: load_ranks(report) for name, report in reports.items()})
     first = next(iter(metrics.values()))
@@ -38,6 +38,7 @@ def compared(reports: Mapping[str, Path], baselines: Path) -> dict[str, Any]:
         "protocol": {name: first["protocol"][name] for name in names},
         "tasks": {task: {"events": first["tasks"][task]["events"]} for task in TASKS},
         "rows": rows,
+        "fusion": {name: said["beside"][FUSION] for name, said in metrics.items() if "beside" in said},
         "baselines": _best(json.loads((baselines / "metrics.json").read_text())["baselines"]),
     }
 
@@ -106,6 +107,7 @@ def write_comparison(path: Path, metrics: dict[str, Any], data: str) -> None:
         environment.from_string(template).render(
             m=metrics,
             first=next(iter(metrics["rows"].values())),
+            fused={name: metrics["rows"][name]["codes_of"] for name in metrics["fusion"]},
             tasks=TABLE_TASKS,
             titles=figures.TITLES,
             steps=figures.steps(metrics, TABLE_TASKS),

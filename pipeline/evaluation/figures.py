@@ -12,10 +12,11 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from friendrec.pipeline.evaluation.metrics import recall_curve
-from friendrec.pipeline.evaluation.results import MODEL, Evaluation
+from friendrec.pipeline.evaluation.results import ALSO, FUSION, MODEL, Evaluation
 from friendrec.pipeline.evaluation.tasks import STATES, TASKS
 
 MODEL_COLOUR, BEST_COLOUR, REST_COLOUR, INK, FAINT = "#1f5fd6", "#d9822b", "#c5cbd6", "#1c2430", "#e6e9ef"
+ALSO_COLOUR, FUSION_COLOUR = "#3a9a6b", "#8a4fd0"
 TITLES = {
     "next_contact": "Next contact",
     "new_link": "New link",
@@ -41,7 +42,7 @@ STYLE: dict[Any, Any] = {
 
 def bars(metrics: dict[str, Any], state: str) -> str:
     """Recall@10 of the model against every baseline, one panel a task, best first, with 95 % intervals."""
-    methods = len(metrics["baselines"]) + 1
+    methods = len(metrics["baselines"]) + len(metrics.get("beside", {})) + 1
     with matplotlib.rc_context(STYLE):
         figure = Figure(
             figsize=(11, 1.2 + 0.23 * methods * 2), layout=ConstrainedLayoutEngine(hspace=0.06, wspace=0.04)
@@ -54,13 +55,14 @@ def bars(metrics: dict[str, Any], state: str) -> str:
 def _bar_panel(axes: Axes, metrics: dict[str, Any], task: str, state: str) -> None:
     scored = {name: figures[task][state] for name, figures in metrics["baselines"].items() if figures[task][state]}
     own = metrics["tasks"][task][state]
-    if "recall@10" in own:
-        scored[MODEL] = own
+    beside = {name: figures[task][state] for name, figures in metrics.get("beside", {}).items()}
+    scored |= {name: figures for name, figures in {MODEL: own, **beside}.items() if "recall@10" in figures}
     best = own.get("best_baseline", {}).get("name")
     order = sorted(scored, key=lambda name: scored[name]["recall@10"])
     recall = np.array([scored[name]["recall@10"] for name in order])
     ends = np.array([scored[name]["recall@10_ci"] for name in order]).reshape(-1, 2)
-    colours = [{MODEL: MODEL_COLOUR, best: BEST_COLOUR}.get(name, REST_COLOUR) for name in order]
+    coloured = dict(zip((MODEL, *beside), (MODEL_COLOUR, ALSO_COLOUR, FUSION_COLOUR), strict=False))
+    colours = [({best: BEST_COLOUR} | coloured).get(name, REST_COLOUR) for name in order]
     axes.barh(order, recall, color=colours, height=0.72)
     axes.hlines(order, ends[:, 0], ends[:, 1], color=INK, linewidth=0.9)
     for name, value, end in zip(order, recall, ends[:, 1], strict=True):
@@ -69,25 +71,27 @@ def _bar_panel(axes: Axes, metrics: dict[str, Any], task: str, state: str) -> No
     axes.set_xlim(0, max(0.05, 1.14 * float(ends.max(initial=0))))
     axes.tick_params(axis="y", length=0, labelsize=8.5)
     for label in axes.get_yticklabels():
-        if label.get_text() == MODEL:
-            label.set(fontweight="bold", color=MODEL_COLOUR)
+        if label.get_text() in coloured:
+            label.set(fontweight="bold", color=coloured[label.get_text()])
 
 
 def curves(metrics: dict[str, Any], evaluation: Evaluation) -> str:
-    """Recall@k for k = 1..100, live drawn through and frozen dashed, model against the best baseline of each."""
+    """Recall@k for k = 1..100, live drawn through and frozen dashed: models against the best baseline of each."""
+    names = {MODEL: "model"} | dict(zip((ALSO, FUSION), metrics.get("beside", {}), strict=False))
+    colours = {MODEL: MODEL_COLOUR, ALSO: ALSO_COLOUR, FUSION: FUSION_COLOUR}
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(11, 3.3), layout="constrained")
         panels = figure.subplots(1, 4, sharey=True)
         for axes, task in zip(panels, TASKS, strict=True):
             for state, dashes in zip(STATES, ("-", (0, (3, 2))), strict=True):
                 best = metrics["tasks"][task][state].get("best_baseline", {}).get("name")
-                for method, colour in ((best, BEST_COLOUR), (MODEL, MODEL_COLOUR)):
+                for method in (best, *names):
                     if evaluation.has(method, state):
-                        label = f"{'model' if method == MODEL else 'best baseline'}, {state}"
-                        until = 100 if method != MODEL else min(100, evaluation.list_length or 100)
+                        label = f"{names.get(method, 'best baseline')}, {state}"
+                        until = min(100, evaluation.until.get(method) or 100)
                         curve = recall_curve(evaluation.of(method, task, state), until)
-                        at = np.arange(1, until + 1)
-                        axes.plot(at, curve, color=colour, linestyle=dashes, linewidth=1.7, label=label)
+                        line: dict[str, Any] = {"color": colours.get(method, BEST_COLOUR), "linestyle": dashes}
+                        axes.plot(np.arange(1, until + 1), curve, linewidth=1.7, label=label, **line)
             axes.set(title=TITLES[task], xlabel="k", xlim=(0, 100), ylim=(0, 1))
             axes.grid(color=FAINT)
         panels[0].set_ylabel("recall@k")

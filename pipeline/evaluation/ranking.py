@@ -16,8 +16,9 @@ from friendrec.datasets.prepared import PreparedData
 from friendrec.pipeline.evaluation.baselines import baseline_ranks
 from friendrec.pipeline.evaluation.elsewhere import Lists, Vectors, list_ranks
 from friendrec.pipeline.evaluation.fitted import FITTED_BASELINES, fitted_ranks
+from friendrec.pipeline.evaluation.fusion import ranks_beside
 from friendrec.pipeline.evaluation.oracle import LogOracle, oracle_ranks
-from friendrec.pipeline.evaluation.results import MODEL, ORACLE, Evaluation
+from friendrec.pipeline.evaluation.results import ALSO, FUSION, MODEL, ORACLE, Evaluation
 from friendrec.pipeline.evaluation.scoring import EVERYTHING, SEARCH_DEPTH, Recommender, recommender_ranks
 from friendrec.pipeline.evaluation.slices import slicings
 from friendrec.pipeline.evaluation.tasks import LEVELS, STATES, Events, Exclusions
@@ -32,27 +33,34 @@ def score(
     events: Events,
     exclusions: Exclusions,
     scored: Scored | None,
-    baselines: bool,
+    baselines: bool = False,
     progress: Progress | None = None,
     share: slice = EVERYTHING,
     oracle: LogOracle | None = None,
+    also: Recommender | None = None,
 ) -> Evaluation:
     """Rank every event by what is scored, where there is something, and by the baselines, where they are asked for.
 
+    With another recommender beside one, also by that and by the merged lists of both.
     The oracle of a simulated log ranks live events only.
     Of the work the `share` is done, and the ranks of the rest are nan: `gather` them.
     """
-    ranks = {}
-    if scored is not None:
+    ranks: dict[str, dict[str, Any]] = {}
+    until = {MODEL: ranked_until(scored)}
+    if also is not None:
+        assert scored is not None and not isinstance(scored, Lists)
+        ranks = _ranks_beside(data, events, exclusions, (scored, also), progress, share)
+        until |= {ALSO: ranked_until(also), FUSION: SEARCH_DEPTH}
+    elif scored is not None:
         ranks[MODEL] = _ranks(data, events, exclusions, scored, progress, share)
     if baselines:
         ranks |= _baseline_ranks(data, events, exclusions, progress, share)
     if oracle is not None:
         own = np.arange(len(events.index))[share]
-        advance = _bar(progress, "oracle, live", len(own))
+        advance = add_bar(progress, "oracle, live", len(own))
         placed = oracle_ranks(data, events.take(own), exclusions, oracle, advance)
         ranks[ORACLE] = {"live": _placed(own, events, placed)}
-    return Evaluation(events, ranks, slicings(data, events), ranked_until(scored))
+    return Evaluation(events, ranks, slicings(data, events), until)
 
 
 def gather(evaluation: Evaluation) -> Evaluation:
@@ -95,8 +103,25 @@ def _ranks(
         return {"frozen": _placed(own, events, list_ranks(events.take(own), exclusions, scored))}
     ranks = {}
     for state in ("frozen",) if isinstance(scored, Vectors) else STATES:
-        advance = _bar(progress, f"model, {state}", len(events.index[share]))
+        advance = add_bar(progress, f"model, {state}", len(events.index[share]))
         ranks[state] = recommender_ranks(data, events, exclusions, scored, state, advance, share)
+    return ranks
+
+
+def _ranks_beside(
+    data: PreparedData,
+    events: Events,
+    exclusions: Exclusions,
+    recommenders: tuple[Recommender, Recommender],
+    progress: Progress | None,
+    share: slice,
+) -> dict[str, dict[str, NDArray[Any]]]:
+    """Ranks by method and state of two recommenders and their merged lists."""
+    ranks: dict[str, dict[str, Any]] = {}
+    for state in STATES:
+        advance = add_bar(progress, f"models, {state}", len(events.index[share]))
+        for method, placed in ranks_beside(data, events, exclusions, recommenders, state, advance, share).items():
+            ranks.setdefault(method, {})[state] = placed
     return ranks
 
 
@@ -107,11 +132,11 @@ def _baseline_ranks(
     ranks: dict[str, dict[str, Any]] = {}
     own = np.arange(len(events.index))[share]
     for state in STATES:
-        advance = _bar(progress, f"baselines, {state}", len(own))
+        advance = add_bar(progress, f"baselines, {state}", len(own))
         for name, placed in baseline_ranks(data, events.take(own), exclusions, state)[0].items():
             ranks.setdefault(name, {})[state] = _placed(own, events, placed)
         advance(len(own))
-    advance = _bar(progress, "baselines, fitted", len(events.index) * len(FITTED_BASELINES[share]))
+    advance = add_bar(progress, "baselines, fitted", len(events.index) * len(FITTED_BASELINES[share]))
     fitted = fitted_ranks(data, events, exclusions, advance, share)
     return ranks | {name: {"frozen": placed} for name, placed in fitted.items()}
 
@@ -123,7 +148,7 @@ def _placed(own: NDArray[np.int64], events: Events, ranks: NDArray[np.float64]) 
     return placed
 
 
-def _bar(progress: Progress | None, name: str, total: int) -> Callable[[int], None]:
+def add_bar(progress: Progress | None, name: str, total: int) -> Callable[[int], None]:
     """A function that moves a new bar on by so many events."""
     if progress is None:
         return lambda scored: None

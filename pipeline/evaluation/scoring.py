@@ -1,6 +1,6 @@
 """A recommender asked about every scored event of a period, live or frozen."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import numba
@@ -43,21 +43,34 @@ def recommender_ranks(
     `advance` is told how many events each block has scored. Of the blocks those in `share` are scored; the blocks
     themselves are the same whoever scores them, and so are their ranks to the last bit. nan for the others.
     """
+    ranks = np.full((LEVELS, len(events.index)), np.nan)
+    for level, at, (queries,) in questions(data, events, exclusions, [recommender], state, advance, share):
+        ranks[level, at] = target_ranks(recommender.retriever, queries, events.target[at])
+    return ranks
+
+
+def questions(
+    data: PreparedData,
+    events: Events,
+    exclusions: Exclusions,
+    recommenders: Sequence[Recommender],
+    state: str,
+    advance: Callable[[int], None],
+    share: slice,
+) -> Iterator[tuple[int, NDArray[np.int64], list[Queries]]]:
+    """A level of exclusion, the events of a block that some task ranks there, and what each recommender is asked."""
     actors, as_of, query = asked(data, events, state)
     order = np.argsort(query, kind="stable")
     levels = [events.at_level(level) for level in range(LEVELS)]
-    ranks = np.full((LEVELS, len(query)), np.nan)
     for begin in range(0, len(actors), BLOCK_QUERIES)[share]:
         end = min(begin + BLOCK_QUERIES, len(actors))
-        block = recommender.queries(actors[begin:end], as_of[begin:end])
+        blocks = [recommender.queries(actors[begin:end], as_of[begin:end]) for recommender in recommenders]
         chosen = order[slice(*np.searchsorted(query[order], [begin, end]))]
         for level in range(LEVELS):
             at = chosen[levels[level][chosen]]
             hidden = exclusions.at(level, events.actor[at], events.timestamp[at])
-            queries = block.take(query[at] - begin).excluding(*hidden)
-            ranks[level, at] = target_ranks(recommender.retriever, queries, events.target[at])
+            yield level, at, [block.take(query[at] - begin).excluding(*hidden) for block in blocks]
         advance(len(chosen))
-    return ranks
 
 
 def target_ranks(retriever: Retriever, queries: Queries, targets: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -67,12 +80,25 @@ def target_ranks(retriever: Retriever, queries: Queries, targets: NDArray[np.int
     """
     if isinstance(retriever, Ranker):
         return retriever.rank(queries, targets)
+    return places_among(*search_with_targets(retriever, queries, targets), targets)
+
+
+def search_with_targets(
+    retriever: Retriever, queries: Queries, targets: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """The SEARCH_DEPTH best of each query, whose own target counts as allowed."""
     others = queries.exclude_ids != targets[rows_of(queries.exclude_offsets)]
     offsets = np.concatenate([[0], np.cumsum(others)])[queries.exclude_offsets]
-    ids, scores = retriever.search(queries.excluding(offsets, queries.exclude_ids[others]), SEARCH_DEPTH)
+    return retriever.search(queries.excluding(offsets, queries.exclude_ids[others]), SEARCH_DEPTH)
+
+
+def places_among(
+    ids: NDArray[np.int64], scores: NDArray[np.floating], targets: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Place of each target among what was found, `[Q, K]`, ties shared; infinite where it is not: `[Q]`."""
     q, place = np.nonzero(ids == targets[:, None])
     mine = scores[q, place][:, None]
-    ranks = np.full(len(queries), np.inf)
+    ranks = np.full(len(ids), np.inf)
     ranks[q] = (scores[q] > mine).sum(axis=1) + (1 + (scores[q] == mine).sum(axis=1)) / 2  # tied with itself as well
     return ranks
 

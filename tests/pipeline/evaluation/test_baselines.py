@@ -101,7 +101,13 @@ def test_blocks_hide_from_baselines_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["bitcoin_otc", "collegemsg", "email_eu_core", pytest.param("mathoverflow", marks=pytest.mark.long)]
+    "name",
+    [
+        "bitcoin_otc",
+        "collegemsg",
+        pytest.param("email_eu_core", marks=pytest.mark.long),
+        pytest.param("mathoverflow", marks=pytest.mark.long),
+    ],
 )
 def test_scores_equal_the_reference(name: str, shared_data: Path) -> None:
     """To the last digit that baselines.json gives."""

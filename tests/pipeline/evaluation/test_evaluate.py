@@ -40,7 +40,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def with_model(published: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The same, the run opening as a stand-in model."""
     model = RecentAnswers(load_prepared(published / "data"), [])
-    monkeypatch.setattr(evaluate, "_open", lambda options: model)
+    monkeypatch.setattr(evaluate, "_open", lambda options, run: model)
     return published
 
 
@@ -116,9 +116,35 @@ def test_baselines_need_no_run_and_a_model_no_baselines(with_model: Path, tmp_pa
     assert "recall@10" in metrics["tasks"]["reply"]["live"]
 
 
+def test_two_runs_stand_side_by_side(with_model: Path, tmp_path: Path) -> None:
+    """The stand-in beside itself: equal lines. Presets are the same, so the other goes by its directory."""
+    with publish(with_model / "other", kind="run", options=None, inputs={}, extra={"preset": "two_tower_mlp"}):
+        pass
+    both = {"run": str(with_model / "run"), "also": str(with_model / "other")}
+    metrics = evaluated(with_model, tmp_path / "report", **both)
+    assert list(metrics["beside"]) == ["other", "fusion"]
+    for task in TASKS:
+        for state in STATES:
+            own = metrics["tasks"][task][state]
+            assert metrics["beside"]["other"][task][state]["recall@10"] == own["recall@10"]
+            assert metrics["beside"]["fusion"][task][state]["better"] == "model"
+    html = (tmp_path / "report" / "report.html").read_text()
+    assert "Side by side" in html and "fusion, frozen" in html
+    for use in (1, 2):
+        protocol = evaluated(with_model, tmp_path / f"test{use}", period="test", **both)["protocol"]
+        assert protocol["test_uses_beside"] == use
+        assert protocol["test_uses"] == len((with_model / "run" / evaluate.TEST_USES).read_text().splitlines())
+    assert len((with_model / "other" / evaluate.TEST_USES).read_text().splitlines()) == 2
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({}, "nothing to evaluate"), ({"baselines": True, "index": "i"}, "--run RUN"), ({"run": "gone"}, "gone")],
+    [
+        ({}, "nothing to evaluate"),
+        ({"baselines": True, "index": "i"}, "--run RUN"),
+        ({"baselines": True, "also": "other"}, "--also is scored beside a run"),
+        ({"run": "gone"}, "gone"),
+    ],
 )
 def test_mistakes_are_told(published: Path, tmp_path: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(FriendrecError, match=message):

@@ -25,7 +25,13 @@ def data() -> PreparedData:
 
 
 @pytest.mark.parametrize(
-    "name", ["bitcoin_otc", "collegemsg", "email_eu_core", pytest.param("mathoverflow", marks=pytest.mark.long)]
+    "name",
+    [
+        "bitcoin_otc",
+        "collegemsg",
+        pytest.param("email_eu_core", marks=pytest.mark.long),
+        pytest.param("mathoverflow", marks=pytest.mark.long),
+    ],
 )
 def test_scores_equal_the_reference(name: str, shared_data: Path) -> None:
     """Shares within the stated tolerance, the mean rank within as much of the candidates."""

@@ -48,7 +48,7 @@ def assert_all_chance(model: Recommender) -> None:
             null.assert_chance(placed, candidates, COMPARISONS, f"{task}, {state}")
 
 
-@pytest.mark.parametrize("copy_term", ["--copy-term", "--no-copy-term"])
+@pytest.mark.parametrize("copy_term", ["--copy-term", pytest.param("--no-copy-term", marks=pytest.mark.long)])
 @pytest.mark.parametrize("log", LOGS)
 def test_model_scores_chance_where_there_is_nothing_to_know(log: str, copy_term: str, tmp_path: Path) -> None:
     assert_all_chance(trained(LOGS[log], tmp_path, copy_term))
