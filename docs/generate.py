@@ -28,15 +28,17 @@ STAGES = {
         "datasets/engine", "datasets/layout",
     ),
     "train": (
-        "pipeline/train", "pipeline/job", "pipeline/config", "pipeline/validation", "pipeline/initial", "models/",
+        "pipeline/train", "pipeline/job", "pipeline/config", "pipeline/validation", "pipeline/initial", "models/config",
         "sharding/", "datasets/config", "datasets/reader", "datasets/packing",
     ),
     "export, recommend and the Python API": (
         "pipeline/export", "pipeline/recommend", "pipeline/inference", "pipeline/api", "pipeline/embeddings",
+        "models/sampling",
     ),
-    "index": ("pipeline/index", "pipeline/retrieval/"),
+    "tokenize": ("pipeline/token", "pipeline/retokenize", "models/tokenizer", "models/rqvae"),
+    "index": ("pipeline/index", "pipeline/retrieval/", "models/trie"),
     "evaluate": ("pipeline/evaluate", "pipeline/evaluation/", "datasets/oracle"),
-    "compare": ("pipeline/compare",),
+    "compare": ("pipeline/compare", "pipeline/climb"),
     "pipeline": ("pipeline/pipeline",),
     "show": ("pipeline/show", "pipeline/description"),
 }  # fmt: skip

@@ -33,7 +33,8 @@ def open_run(run: str | Path, data: str | Path | None = None, index: str | Path 
     """Open what `friendrec train` made, a directory or URL.
 
     `data` is the prepared data it was trained on, by default where it was then, or beside the run. `index` is one of
-    the run's embeddings; by default every candidate is scored exactly. Raises FriendrecError where they do not fit.
+    the run's embeddings, or of its tokens; by default every candidate is scored exactly, of a run that writes tokens
+    those that its beams reach. Raises FriendrecError where they do not fit.
     """
     from friendrec.pipeline.api import Run
 

@@ -19,8 +19,7 @@ from friendrec.pipeline.embeddings import to_table
 from friendrec.pipeline.lineage import input_path
 from friendrec.pipeline.publish import open_published, read_manifest
 from friendrec.pipeline.recommend import recommendations, user_rows
-from friendrec.pipeline.retrieval.kinds import Index as Retriever
-from friendrec.pipeline.retrieval.kinds import load_index
+from friendrec.pipeline.retrieval.kinds import VectorIndex, load_index
 from friendrec.pipeline.retrieval.protocol import Queries
 from friendrec.pipeline.times import end_of_log, parse_time
 
@@ -71,10 +70,17 @@ class Run:
         """Vectors of users as of a time: `user_id`, and `query` and `target` as lists of float32.
 
         What `friendrec export` writes. score(u, v) = query(u) · target(v), plus the copy term, which is in no vector.
-        Raises FriendrecError for users whom the train period does not know: they have no vector of their own.
+        Raises FriendrecError for users whom the train period does not know: they have no vector of their own; and for a
+        run of preset stu, which has codes in place of vectors.
         """
+        from friendrec.models.two_tower import TwoTower
         from friendrec.pipeline.inference import encode_targets
 
+        model = self._recommender.model
+        if not isinstance(model, TwoTower):
+            raise FriendrecError(
+                "a run of preset stu has codes of users and no vectors: open the run whose embeddings were tokenized"
+            )
         rows = self._rows(user_ids)
         late = rows[rows >= self.data.num_train_users]
         if len(late):
@@ -83,7 +89,7 @@ class Run:
                 "they have no vectors; leave them out, or prepare and train anew"
             )
         queries = self._recommender.queries(rows, np.full(len(rows), self._time(as_of)))
-        targets = encode_targets(self._recommender.model, self._recommender.packer, rows)
+        targets = encode_targets(model, self._recommender.packer, rows)
         return to_table(self.data.user_ids[rows], queries.vector, targets, "float32")
 
     def _rows(self, user_ids: Iterable[UserId]) -> NDArray[np.int64]:
@@ -103,15 +109,18 @@ class Run:
 
 
 class Index:
-    """A retrieval index of any kind, alone: it ranks by the vectors, without copy term and exclusions."""
+    """A retrieval index of vectors, of any kind, alone: it ranks by them, without copy term and exclusions."""
 
-    def __init__(self, retriever: Retriever) -> None:
+    def __init__(self, retriever: VectorIndex) -> None:
         self._retriever = retriever
 
     @classmethod
     def open(cls, index: str | Path) -> "Index":
         """See `friendrec.open_index`."""
-        return cls(load_index(open_published(index, "index")[0]))
+        opened = load_index(open_published(index, "index")[0])
+        if not isinstance(opened, VectorIndex):
+            raise FriendrecError(f"{index} holds codes, which a run writes: pass it to open_run(RUN, index=INDEX)")
+        return cls(opened)
 
     def __len__(self) -> int:
         """Candidates."""

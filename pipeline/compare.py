@@ -2,23 +2,26 @@
 
 All rows train on the same data, from the same seed, for as many steps of as many examples; of each the checkpoint that
 validates best is evaluated like any run. What is finished is not made again: the same command goes on where it stopped.
+A row that writes codes of users takes them from the embeddings of another row, and both lists merged are a line more.
 """
 
 import json
 import os
 import subprocess
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from friendrec.errors import FriendrecError
 from friendrec.pipeline import train
-from friendrec.pipeline.arguments import comma_list, did_you_mean, parse_options
+from friendrec.pipeline.arguments import parse_options
+from friendrec.pipeline.climb import ROWS, Row, chosen_rows
 from friendrec.pipeline.config import RunConfig, run_inputs
 from friendrec.pipeline.evaluate import EvaluateOptions
+from friendrec.pipeline.export import ExportOptions
 from friendrec.pipeline.launch import WORKER
 from friendrec.pipeline.publish import is_finished, open_published, write_manifest
+from friendrec.pipeline.tokenize import TokenizeOptions
 
 EXAMPLES = """
 friendrec compare --data data --out comparison
@@ -28,47 +31,6 @@ friendrec compare --data data --out comparison --rows temporal,copy_term
 FILES = ("metrics.json", "report.html")
 
 
-@dataclass(frozen=True)
-class Row:
-    """A step of the climb: a preset with some fields changed, and in words what it adds to the row before."""
-
-    name: str
-    adds: str
-    preset: str
-    overrides: Mapping[str, str | bool] = field(default_factory=dict)
-
-    @property
-    def flags(self) -> list[str]:
-        """The overrides as options of `friendrec train`."""
-        names = {name: name.replace("_", "-") for name in self.overrides}
-        return [
-            f"--{'' if value else 'no-'}{names[name]}" if isinstance(value, bool) else f"--{names[name]}={value}"
-            for name, value in self.overrides.items()
-        ]
-
-
-_PLAIN: dict[str, str | bool] = {
-    "history_encoder": "none", "interaction": "none", "temporal": False, "copy_term": False,
-}  # fmt: skip
-_HISTORY = _PLAIN | {"history_encoder": "pooled_attention"}
-ROWS = (
-    Row("id_dot_product", "a product of two ids' vectors, taught by each user's last event", "two_tower_moe", _PLAIN),
-    Row("history", "pooled attention over what the actor did before", "two_tower_moe", _HISTORY),
-    Row("mlp", "an MLP over id, history and action", "two_tower_moe", _HISTORY | {"interaction": "mlp"}),
-    Row("moe", "four MLPs and a gate in its place", "two_tower_moe", _HISTORY | {"interaction": "moe"}),
-    Row(
-        "temporal", "every event is an example, not each user's last alone", "two_tower_moe",
-        {"history_encoder": "pooled_attention", "copy_term": False},
-    ),
-    Row(
-        "copy_term", "a learned bonus for the actor's own contacts", "two_tower_moe",
-        {"history_encoder": "pooled_attention"},
-    ),
-    Row("transformer", "a transformer over the history: the preset two_tower_moe", "two_tower_moe"),
-)  # fmt: skip
-"""Each differs from the one before in one field; a later phase appends its own."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class CompareOptions:
     data: str
@@ -76,9 +38,10 @@ class CompareOptions:
     out: str
     """Directory of the comparison: metrics.json, report.html, and rows/NAME/{run,report}."""
     rows: str = ""
-    """Rows to compare, separated by commas, in the order above; all of them by default."""
+    """Rows to compare, separated by commas, in the order above; all of them by default. stu brings transformer."""
     minutes: float = 2.0
-    """Minutes that a row may train for; what it has by then is compared."""
+    """Minutes that a row may train for; what it has by then is compared. Those of the row whose codes stu writes are
+    not counted as its own."""
     epochs: int = 6
     """Passes over the events of the train period. Who learns from fewer of them takes more passes and as many steps."""
     period: Literal["validation", "test"] = "validation"
@@ -103,6 +66,20 @@ class Cell:
     @property
     def run(self) -> Path:
         return self.place / "run"
+
+    @property
+    def tokens(self) -> Path | None:
+        """The codes that it writes."""
+        return self.place / "stu" if self.row.codes_of else None
+
+    @property
+    def base(self) -> Path | None:
+        """The run whose embeddings they are made of."""
+        return self.place.parent / self.row.codes_of / "run" if self.row.codes_of else None
+
+    def inputs(self, data: str) -> dict[str, str | Path]:
+        """What its run is made from."""
+        return run_inputs(data, None, str(self.tokens) if self.tokens else None)
 
 
 def parse(argv: list[str]) -> CompareOptions:
@@ -129,20 +106,11 @@ def main(options: CompareOptions) -> None:
         reports = {}
         for number, cell in enumerate(cells, 2):
             print(f"[{number}/{len(cells) + 1}] {cell.row.name}: {cell.row.adds}", flush=True)
+            _tokenize(cell, options)
             _train(cell, options)
-            reports[cell.row.name] = _report(cell.place, options, run=str(cell.run))
+            reports[cell.row.name] = _report(cell.place, options, run=str(cell.run), also=cell.base)
         _publish(cells, reports, baselines, budget, options)
     _show(out)
-
-
-def chosen_rows(names: str) -> list[Row]:
-    """The rows of those names, in their own order; all where none is named."""
-    known = [row.name for row in ROWS]
-    wanted = comma_list(names) or known
-    for name in wanted:
-        if name not in known:
-            raise FriendrecError(f"--rows has no row {name!r}: {did_you_mean(name, known)}")
-    return [row for row in ROWS if row.name in wanted]
 
 
 def _plan(rows: list[Row], options: CompareOptions) -> tuple[list[Cell], dict[str, Any]]:
@@ -154,13 +122,13 @@ def _plan(rows: list[Row], options: CompareOptions) -> tuple[list[Cell], dict[st
     from friendrec.datasets.reader import Reader
 
     data = load_prepared(open_published(options.data, "data")[0])
-    identity_inputs = run_inputs(options.data, None)
     cells: list[Cell] = []
     steps = 0
     for row in rows:
         place = Path(options.out) / "rows" / row.name
         words = [row.preset, "--data", options.data, "--out", str(place / "run"), "--resume", *row.flags]
         words += ["--max-minutes", str(options.minutes), "--patience", "0"]
+        words += ["--tokens", str(place / "stu")] if row.codes_of else []
         config = train.parse(words).config
         every, own = (
             Reader(data, config.context, reader, config.training.seed).steps
@@ -169,8 +137,7 @@ def _plan(rows: list[Row], options: CompareOptions) -> tuple[list[Cell], dict[st
         steps = options.epochs * every
         words += ["--epochs", str(-(-steps // own))]
         cells.append(Cell(row, place, words, train.parse(words).config))
-        begun = place / "run" / "config.json"
-        if begun.exists() and json.loads(begun.read_text()) != cells[-1].config.identity(identity_inputs):
+        if _begun_otherwise(cells[-1], options):
             raise FriendrecError(
                 f"{place / 'run'} was trained on other data or with another budget: "
                 "pass the same --data, --minutes and --epochs, or choose another --out"
@@ -179,20 +146,49 @@ def _plan(rows: list[Row], options: CompareOptions) -> tuple[list[Cell], dict[st
     return cells, {"steps": steps, "batch_size": batch, "minutes": options.minutes, "processes": options.nproc}
 
 
+def _begun_otherwise(cell: Cell, options: CompareOptions) -> bool:
+    """Whether its run was begun with other settings or data; not where its codes are still to be made again."""
+    begun = cell.run / "config.json"
+    if not begun.exists() or (cell.tokens and not cell.tokens.exists()):
+        return False
+    same: bool = json.loads(begun.read_text()) == cell.config.identity(cell.inputs(options.data))
+    return not same
+
+
+def _tokenize(cell: Cell, options: CompareOptions) -> None:
+    """Codes of the embeddings of the run that the row names."""
+    if cell.tokens is None or cell.base is None:
+        return
+    base, embeddings, tokens = str(cell.base), str(cell.place / "embeddings"), str(cell.tokens)
+    exported = ExportOptions(run=base, data=options.data, out=embeddings)
+    if not is_finished(embeddings, kind="embeddings", options=exported, inputs={"run": base, "data": options.data}):
+        words = ["export", "--run", base, "--data", options.data, "--out", embeddings]
+        _call(cell.place, words, options.nproc, Path(embeddings))
+    made = TokenizeOptions(embeddings=embeddings, out=tokens)
+    if not is_finished(tokens, kind="stu", options=made, inputs={"embeddings": embeddings}):
+        _call(cell.place, ["tokenize", "--embeddings", embeddings, "--out", tokens], 1, cell.tokens)
+
+
 def _train(cell: Cell, options: CompareOptions) -> None:
-    inputs = run_inputs(options.data, None)
+    inputs = cell.inputs(options.data)
     if not is_finished(cell.run, kind="run", options=cell.config.settings(), inputs=inputs):
         _call(cell.place, ["train", *cell.train], options.nproc, cell.run)
 
 
-def _report(place: Path, options: CompareOptions, run: str | None = None, baselines: bool = False) -> Path:
-    """The report of a row, or of the baselines; a period has its own."""
+def _report(
+    place: Path, options: CompareOptions, run: str | None = None, also: Path | None = None, baselines: bool = False
+) -> Path:
+    """The report of a row, with `also` another run and the merged lists beside it, or of the baselines.
+
+    A period has its own.
+    """
     out = place / ("report" if options.period == "validation" else "report-test")
-    wanted = EvaluateOptions(data=options.data, run=run, baselines=baselines, period=options.period, out=str(out))
-    inputs = {"data": options.data} | ({"run": run} if run else {})
-    if not is_finished(out, kind="report", options=wanted, inputs=inputs):
+    models = {name: str(path) for name, path in (("run", run), ("also", also)) if path is not None}
+    wanted = EvaluateOptions(data=options.data, **models, baselines=baselines, period=options.period, out=str(out))  # type: ignore[arg-type]
+    if not is_finished(out, kind="report", options=wanted, inputs={"data": options.data} | models):
         words = ["evaluate", "--data", options.data, "--period", options.period, "--out", str(out)]
-        words += (["--run", run] if run else []) + (["--baselines"] if baselines else [])
+        words += [word for name, path in models.items() for word in (f"--{name}", path)]
+        words += ["--baselines"] if baselines else []
         _call(place, words, options.nproc, out)
     return out
 
@@ -226,7 +222,8 @@ def _publish(
     out = Path(options.out)
     metrics = compared(reports, baselines)
     for cell in cells:
-        own = {"adds": cell.row.adds, "preset": cell.row.preset, "overrides": dict(cell.row.overrides)}
+        row = cell.row
+        own = {"adds": row.adds, "preset": row.preset, "overrides": dict(row.overrides), "codes_of": row.codes_of}
         metrics["rows"][cell.row.name] = own | metrics["rows"][cell.row.name] | cost(cell.run, options.data)
     metrics["budget"] = budget
     (out / "manifest.json").unlink(missing_ok=True)

@@ -104,6 +104,7 @@ def _run(published: Published) -> Description:
         "parameters": f"{extra['parameters']:,}",
         "trained": f"{progress['step']:,} steps, {progress['epoch']} epochs, {minutes:.1f} minutes, "
         f"{extra['examples_per_second']:,} examples/s; processes: {extra['world_size']}, {device}",
+        **({"codes": _codes(extra["sizes"])} if "sizes" in extra else {}),
         "best": f"{extra['checkpoint']}, live {stop_on} Recall@10 {progress['best_recall']:.3f} in validation",
     }
     validations = epochs_table(published.text("metrics.jsonl").splitlines(), progress["best_step"])
@@ -114,6 +115,14 @@ def _embeddings(published: Published) -> Description:
     extra = published.manifest.extra
     facts = {"users": f"{_rows(published):,}", "vectors": f"query and target, {extra['dimensions']} × {extra['dtype']}"}
     return Description(facts | {"as of": _time(extra["as_of"])})
+
+
+def _stu(published: Published) -> Description:
+    from friendrec.pipeline.token_report import as_table
+
+    extra, report = published.manifest.extra, json.loads(published.text("report.json"))
+    facts = {"users": f"{_rows(published):,}", "method": extra["method"], "codes": _codes(extra["sizes"])}
+    return Description(facts, [as_table(report)])
 
 
 def _index(published: Published) -> Description:
@@ -143,9 +152,14 @@ def _comparison(published: Published) -> Description:
 
 
 _KINDS: dict[str, Callable[[Published], Description]] = {
-    "log": _log, "data": _data, "run": _run, "embeddings": _embeddings, "index": _index, "report": _report,
+    "log": _log, "data": _data, "run": _run, "embeddings": _embeddings, "stu": _stu, "index": _index, "report": _report,
     "recommendations": _recommendations, "comparison": _comparison,
 }  # fmt: skip
+
+
+def _codes(sizes: Iterable[int]) -> str:
+    """Of how many tokens each level is."""
+    return f"{' × '.join(map(str, sizes))} tokens"
 
 
 def _rows(published: Published) -> int:

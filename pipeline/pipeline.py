@@ -1,7 +1,8 @@
 """Run the whole chain: prepare, train, export, index, evaluate, recommend, each stage as a TorchX job.
 
-Writes OUT/{data,run,embeddings,index,report,recommendations} and the jobs' logs to OUT/logs. The same command again
-goes on at the first stage that is not finished.
+Writes OUT/{data,run,embeddings,index,report,recommendations} and the jobs' logs to OUT/logs. Preset stu learns to write
+codes of users, which are made of a two-tower's embeddings: that run is OUT/base, the codes are OUT/stu, and both models
+stand side by side in the report. The same command again goes on at the first stage that is not finished.
 """
 
 import json
@@ -24,12 +25,15 @@ EXAMPLES = """
 friendrec pipeline --interactions log.parquet --out work
 friendrec pipeline --interactions log.parquet --out work --nproc 2 --train-args="--max-minutes 5"
 friendrec pipeline --interactions log/ --out work --prepare-args="--columns actor_id=src,timestamp=t --time-unit ms"
+friendrec pipeline --interactions log.parquet --out work --preset stu --tokenize-args="--codebook-size 128"
 """
 DECIDES = {
-    "interactions": "prepare", "prepare_args": "prepare", "preset": "train", "train_args": "train",
-    "evaluate_args": "evaluate",
+    "interactions": "data", "prepare_args": "data", "base_args": "base", "tokenize_args": "stu", "preset": "run",
+    "train_args": "run", "evaluate_args": "report",
 }  # fmt: skip
-"""The first stage that depends on an option."""
+"""The first output that depends on an option."""
+BASE = "two_tower_mlp"
+"""Preset of the run whose embeddings preset stu tokenizes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +58,18 @@ class PipelineOptions:
     """More options of `friendrec prepare`, in one string: --prepare-args="--time-unit ms"."""
     train_args: str = ""
     """More options of `friendrec train`, in one string."""
+    base_args: str = ""
+    """Preset stu: more options of `friendrec train two_tower_mlp`, whose embeddings are tokenized, in one string."""
+    tokenize_args: str = ""
+    """Preset stu: more options of `friendrec tokenize`, in one string: --tokenize-args="--num-codebooks 4"."""
     evaluate_args: str = "--baselines"
     """More options of `friendrec evaluate`, in one string."""
+
+    def __post_init__(self) -> None:
+        for name in ("base_args", "tokenize_args"):
+            if getattr(self, name) and self.preset != "stu":
+                flag = f"--{name.replace('_', '-')}"
+                raise FriendrecError(f"{flag} is for preset stu: leave it out, or pass --preset stu")
 
 
 @dataclass(frozen=True)
@@ -67,6 +81,16 @@ class Stage:
     args: tuple[str, ...]
     nproc: int = 1
 
+    @property
+    def name(self) -> str:
+        """Of its output."""
+        return self.output.rpartition("/")[2]
+
+    @property
+    def title(self) -> str:
+        """The verb, and of training the preset."""
+        return f"train {self.args[0]}" if self.verb == "train" else self.verb
+
 
 def main(options: PipelineOptions) -> None:
     """Run what is not finished yet, then say what came out."""
@@ -74,29 +98,42 @@ def main(options: PipelineOptions) -> None:
 
     out = options.out if "://" in options.out else str(Path(options.out).absolute())
     stages = _stages(options, out)
-    finished = [stage.verb for stage in stages if _is_finished(stage)]
+    finished = [stage.name for stage in stages if _is_finished(stage)]
     _check(stages, finished)
     _remember(options, out, finished)
     for stage in _unfinished(stages):
         _run(stage, options, out)
         if not _is_finished(stage):
-            raise FriendrecError(f"{stage.verb} stopped before its end: run the same command to go on")
+            raise FriendrecError(f"{stage.title} stopped before its end: run the same command to go on")
     print_summary(out)
 
 
 def _stages(options: PipelineOptions, out: str) -> list[Stage]:
     data, run, embeddings, index = (f"{out}/{name}" for name in ("data", "run", "embeddings", "index"))
-    report, recommendations = f"{out}/report", f"{out}/recommendations"
-    interactions = absolute(options.interactions)
     prepare, train, evaluate = map(shlex.split, (options.prepare_args, options.train_args, options.evaluate_args))
-    model = ("--run", run, "--data", data)
+    prepared = Stage("prepare", data, ("--interactions", absolute(options.interactions), *prepare))
+    if options.preset == "stu":
+        base, tokens = f"{out}/base", ("--tokens", f"{out}/stu")
+        models = [
+            Stage("train", base, (BASE, "--data", data, "--resume", *shlex.split(options.base_args)), options.nproc),
+            Stage("export", embeddings, ("--run", base, "--data", data), options.nproc),
+            Stage("tokenize", tokens[1], ("--embeddings", embeddings, *shlex.split(options.tokenize_args))),
+            Stage("train", run, ("stu", "--data", data, *tokens, "--resume", *train), options.nproc),
+            Stage("index", index, ("--kind", "stu", *tokens)),
+        ]
+        evaluate = ["--also", base, *evaluate]
+    else:
+        models = [
+            Stage("train", run, (options.preset, "--data", data, "--resume", *train), options.nproc),
+            Stage("export", embeddings, ("--run", run, "--data", data), options.nproc),
+            Stage("index", index, ("--embeddings", embeddings, "--kind", "exact")),
+        ]
+    model = ("--run", run, "--data", data, "--index", index)
     return [
-        Stage("prepare", data, ("--interactions", interactions, *prepare)),
-        Stage("train", run, (options.preset, "--data", data, "--resume", *train), options.nproc),
-        Stage("export", embeddings, model, options.nproc),
-        Stage("index", index, ("--embeddings", embeddings, "--kind", "exact")),
-        Stage("evaluate", report, (*model, "--index", index, *evaluate)),
-        Stage("recommend", recommendations, (*model, "--index", index)),
+        prepared,
+        *models,
+        Stage("evaluate", f"{out}/report", (*model, *evaluate)),
+        Stage("recommend", f"{out}/recommendations", model),
     ]
 
 
@@ -105,7 +142,7 @@ def _unfinished(stages: list[Stage]) -> Iterator[Stage]:
     fresh = False
     for number, stage in enumerate(stages, 1):
         fresh = fresh or not _is_finished(stage)
-        print(f"[{number}/{len(stages)}] {stage.verb}{'' if fresh else ': finished before'}", flush=True)
+        print(f"[{number}/{len(stages)}] {stage.title}{'' if fresh else ': finished before'}", flush=True)
         if fresh:
             yield stage
 
@@ -122,7 +159,7 @@ def _check(stages: list[Stage], finished: Container[str]) -> None:
     """Tell mistakes in the options of any stage, and in the log, before the first job starts."""
     for stage in stages:
         _, options = read_verb([stage.verb, *stage.args, "--out", stage.output])
-        if stage.verb != "prepare" or stage.verb in finished:
+        if stage.verb != "prepare" or stage.name in finished:
             continue
         try:
             open_inputs(options)
@@ -177,4 +214,4 @@ def _run(stage: Stage, options: PipelineOptions, out: str) -> None:
         sys.exit(128 + interrupt.sigval)
     if status is None or status.state != AppState.SUCCEEDED:
         state = status.state.name.lower() if status else "lost"
-        raise FriendrecError(f"{stage.verb} {state}, see its output above; the same command goes on from here")
+        raise FriendrecError(f"{stage.title} {state}, see its output above; the same command goes on from here")

@@ -144,7 +144,8 @@ def _show_pipeline(console: "Console", place: Path) -> None:
     console.print(f"{place}: of friendrec pipeline")
     settings = json.loads((place / "pipeline.json").read_text())
     facts = {name.replace("_", "-"): str(value) for name, value in settings.items() if name != "interactions"}
-    for name in ("data", "run", "embeddings", "index", "report", "recommendations"):
+    made = ("base", "embeddings", "stu", "run") if settings.get("preset") == "stu" else ("run", "embeddings")
+    for name in ("data", *made, "index", "report", "recommendations"):
         try:
             facts[name] = f"made {look(str(place / name)).manifest.created}"
         except FriendrecError:

@@ -16,26 +16,32 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+import friendrec
 from friendrec.datasets.simulator import simulate
 from friendrec.errors import FriendrecError
-from friendrec.pipeline import evaluate, export, index, prepare, recommend
+from friendrec.pipeline import cli, evaluate, export, index, pipeline, prepare, recommend
 from friendrec.pipeline.evaluation.fitted import FITTED_BASELINES
 from friendrec.pipeline.evaluation.scoring import recommender_ranks
 from friendrec.pipeline.evaluation.tasks import LEVEL, STATES, TASKS, Events
-from friendrec.pipeline.inference import open_recommender
+from friendrec.pipeline.inference import Recommender, open_recommender
+from friendrec.pipeline.pipeline import PipelineOptions, Stage
 from friendrec.pipeline.publish import open_published
 from friendrec.pipeline.times import end_of_log
-from tests.training import train_run
+from tests.training import SMALL, SMALL_STU, joined, train_run
 
 PUBLISHED = ("data", "run", "embeddings", "index", "report", "recommendations")
 METRICS = {"recall@10", "recall@10_ci", "recall@50", "recall@100", "ndcg@10", "mrr", "mean_rank"}
+FOUND = METRICS - {"mrr", "mean_rank"}
+"""Of what a search that looks no further than a hundred finds."""
 
 
-def pipeline(repository: Path, interactions: Path, out: Path) -> "subprocess.CompletedProcess[str]":
+def run_pipeline(
+    repository: Path, interactions: Path, out: Path, preset: str = "two_tower_mlp"
+) -> "subprocess.CompletedProcess[str]":
     """The command of the README, with two processes."""
     command = [sys.executable, "-P", "-m", "torchx.cli.main", "run", "-s", "local_cwd"]
     command += ["torchx_components/components.py:pipeline", "--interactions", str(interactions), "--out", str(out)]
-    command += ["--preset", "two_tower_mlp", "--nproc", "2"]
+    command += ["--preset", preset, "--nproc", "2"]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
         command, cwd=repository, env=os.environ | {"PATH": path}, capture_output=True, text=True, check=False
@@ -44,17 +50,20 @@ def pipeline(repository: Path, interactions: Path, out: Path) -> "subprocess.Com
     return done
 
 
-def test_one_command_leaves_everything(repository: Path, tmp_path: Path) -> None:
+@pytest.mark.long
+@pytest.mark.parametrize(("preset", "more"), [("two_tower_mlp", ()), ("stu", ("base", "stu"))])
+def test_one_command_leaves_everything(repository: Path, tmp_path: Path, preset: str, more: tuple[str, ...]) -> None:
     log, out = tmp_path / "log.parquet", tmp_path / "out"
     pq.write_table(simulate(users=300, events=3000, seed=0).interactions, log)
-    pipeline(repository, log, out)
-    for name in PUBLISHED:
-        open_published(out / name, name, verify=True)
+    run_pipeline(repository, log, out, preset)
+    for name in (*PUBLISHED, *more):
+        open_published(out / name, "run" if name == "base" else name, verify=True)
     assert len(list((out / "embeddings").glob("part-*.parquet"))) == 2
     assert_report_keeps_the_contract(out / "report")
     before = {path: path.stat().st_mtime_ns for path in out.rglob("manifest.json")}
-    again = pipeline(repository, log, out)
-    assert len(re.findall(r"\[\d/6\] \w+: finished before", again.stdout + again.stderr)) == 6
+    again = run_pipeline(repository, log, out, preset)
+    told = re.findall(r"\[\d/\d\] [\w ]+: finished before", again.stdout + again.stderr)
+    assert len(told) == 6 + len(more)
     assert {path: path.stat().st_mtime_ns for path in out.rglob("manifest.json")} == before
 
 
@@ -68,7 +77,7 @@ def assert_report_keeps_the_contract(report: Path) -> None:
     for task in TASKS:
         assert metrics["tasks"][task]["events"] > 0
         for state in STATES:
-            assert metrics["tasks"][task][state].keys() >= METRICS
+            assert metrics["tasks"][task][state].keys() >= (FOUND if "ranked_until" in metrics["model"] else METRICS)
             for name, figures in metrics["baselines"].items():
                 fitted_live = name in FITTED_BASELINES and state == "live"
                 assert figures[task][state].keys() == (set() if fitted_live else METRICS)
@@ -83,7 +92,7 @@ def assert_report_keeps_the_contract(report: Path) -> None:
 @pytest.mark.long
 def test_a_real_log_in_ten_minutes(repository: Path, shared_data: Path, tmp_path: Path) -> None:
     begun = time.monotonic()
-    pipeline(repository, shared_data / "collegemsg.parquet", tmp_path / "out")
+    run_pipeline(repository, shared_data / "collegemsg.parquet", tmp_path / "out")
     assert time.monotonic() - begun < 600
     metrics = json.loads((tmp_path / "out" / "report" / "metrics.json").read_text())
     live = {name: figures["next_contact"]["live"] for name, figures in metrics["baselines"].items()}
@@ -98,7 +107,7 @@ IDS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
-@pytest.fixture(scope="module", params=IDS)
+@pytest.fixture(scope="module", params=["text", pytest.param("huge", marks=pytest.mark.long)])
 def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every verb in turn, in this process, on a simulated network with declines and blocks and with profiles."""
     root, called = tmp_path_factory.mktemp("world"), IDS[request.param]
@@ -185,8 +194,13 @@ def test_counts_equal_the_log(world: Path) -> None:
 def test_evaluation_ranks_as_recommend_does(world: Path, with_index: bool) -> None:
     """What recommend puts in place r, evaluate gives rank r, for every user: one scorer behind both."""
     model = open_recommender(world / "run", world / "data", world / "index" if with_index else None)
+    assert_ranked_as_recommended(model, world / "recs")
+
+
+def assert_ranked_as_recommended(model: Recommender, recommendations: Path) -> None:
+    """The first ten of every user."""
     row_of = {user: row for row, user in enumerate(model.data.user_ids.tolist())}
-    table = pq.read_table(world / "recs" / "part-0.parquet")
+    table = pq.read_table(recommendations / "part-0.parquet")
     table = table.filter(pa.compute.less_equal(table["rank"], 10))
     actor, target = (
         np.array([row_of[user] for user in table[name].to_pylist()]) for name in ("user_id", "candidate_id")
@@ -197,6 +211,62 @@ def test_evaluation_ranks_as_recommend_does(world: Path, with_index: bool) -> No
     asked = Events(np.arange(len(actor)), actor, target, as_of, is_new=everything, is_reply=~everything)
     ranks = recommender_ranks(model.data, asked, model.exclusions, model, "live")[LEVEL["new_link"]]
     np.testing.assert_array_equal(ranks, table["rank"].to_numpy())
+
+
+@pytest.fixture(scope="module")
+def stu_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All that `friendrec pipeline --preset stu` leaves, its jobs run in this process."""
+    root = tmp_path_factory.mktemp("stu")
+    pq.write_table(simulate(users=120, events=1500, seed=3).interactions, root / "log.parquet")
+    alone = "--epochs=2 --workers=0"
+
+    def run(stage: Stage, options: PipelineOptions, out: str) -> None:
+        with joined():
+            assert cli.main([stage.verb, *stage.args, "--out", stage.output]) == 0
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(pipeline, "_run", run)
+        pipeline.main(
+            PipelineOptions(
+                interactions=str(root / "log.parquet"), out=str(root / "out"), preset="stu", nproc=1, evaluate_args="",
+                base_args=" ".join((*SMALL, alone)), train_args=" ".join((*SMALL_STU, alone)),
+                tokenize_args="--codebook-size=16", prepare_args="--chunk-length 32",
+            )
+        )  # fmt: skip
+    return root / "out"
+
+
+def test_friends_are_generated_from_a_log(stu_world: Path) -> None:
+    """The whole chain of preset stu: codes of the base's embeddings, and both models and their fusion in one report."""
+    for name in (*PUBLISHED, "base", "stu"):
+        open_published(stu_world / name, verify=True)
+    assert open_published(stu_world / "run")[1].extra["preset"] == "stu"
+    metrics = json.loads((stu_world / "report" / "metrics.json").read_text())
+    assert metrics["model"]["preset"] == "stu"
+    assert metrics["beside"].keys() == {"two_tower_mlp", "fusion"}
+    for task in TASKS:
+        for state in STATES:
+            figures = [metrics["tasks"][task][state], *(beside[task][state] for beside in metrics["beside"].values())]
+            assert all(0 <= own["recall@10"] <= 1 for own in figures)
+
+
+@pytest.mark.parametrize("with_index", [True, False])
+def test_evaluation_ranks_generated_friends_as_recommend_does(stu_world: Path, with_index: bool) -> None:
+    index_ = stu_world / "index" if with_index else None
+    model = open_recommender(stu_world / "run", stu_world / "data", index_)
+    assert_ranked_as_recommended(model, stu_world / "recommendations")
+
+
+def test_the_python_api_generates_what_the_command_writes(stu_world: Path) -> None:
+    run = friendrec.open_run(stu_world / "run", index=stu_world / "index")
+    written = pq.read_table(stu_world / "recommendations" / "part-0.parquet")
+    assert run.recommend(run.data.user_ids, k=100).equals(written)
+    with pytest.raises(FriendrecError, match="has codes of users and no vectors: open the run whose embeddings"):
+        run.embeddings(run.data.user_ids[:1])
+    with pytest.raises(
+        FriendrecError, match=r"holds codes, which a run writes: pass it to open_run\(RUN, index=INDEX\)"
+    ):
+        friendrec.open_index(stu_world / "index")
 
 
 def test_an_index_of_other_weights_is_refused(world: Path, tmp_path: Path) -> None:

@@ -124,6 +124,27 @@ def export(
     return _job("export", args, image, cpu, memMB, env, mounts, nproc)
 
 
+def tokenize(
+    *args: str,
+    image: str = IMAGE,
+    cpu: int = 2,
+    memMB: int = 8192,
+    env: Environment = None,
+    mounts: Mounts = None,
+) -> specs.AppDef:
+    """Give every user a code of few tokens, learned from exported embeddings.
+
+    Args:
+        args: options of `friendrec tokenize`
+        image: container image with friendrec installed; local_cwd and slurm ignore it
+        cpu: processor cores
+        memMB: memory in MB
+        env: environment variables
+        mounts: volumes, as in type=bind,src=/data,dst=/data
+    """
+    return _job("tokenize", args, image, cpu, memMB, env, mounts)
+
+
 def index(
     *args: str,
     image: str = IMAGE,
@@ -132,7 +153,7 @@ def index(
     env: Environment = None,
     mounts: Mounts = None,
 ) -> specs.AppDef:
-    """Build a retrieval index from embeddings.
+    """Build a retrieval index from embeddings or tokens.
 
     Args:
         args: options of `friendrec index`

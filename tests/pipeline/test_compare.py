@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from friendrec.errors import FriendrecError
-from friendrec.pipeline import compare, evaluate, train
-from friendrec.pipeline.compare import ROWS, CompareOptions, Row
+from friendrec.pipeline import compare, evaluate, export, tokenize, train
+from friendrec.pipeline.climb import ROWS, Row, chosen_rows
+from friendrec.pipeline.compare import CompareOptions
 from friendrec.pipeline.config import preset
 from friendrec.pipeline.evaluate import EvaluateOptions
 from friendrec.pipeline.evaluation import report
@@ -22,8 +23,10 @@ from friendrec.pipeline.evaluation.comparison import recalls
 from friendrec.pipeline.evaluation.results import MODEL, Evaluation
 from friendrec.pipeline.evaluation.stored import load_ranks, save_ranks
 from friendrec.pipeline.evaluation.tasks import STATES, TASKS, Events
+from friendrec.pipeline.export import ExportOptions
 from friendrec.pipeline.inference import open_recommender
 from friendrec.pipeline.publish import open_published
+from friendrec.pipeline.tokenize import TokenizeOptions
 from tests.training import at_step, joined, losses, publish_data
 
 NAMES = [row.name for row in ROWS]
@@ -59,8 +62,18 @@ def test_the_climb_starts_with_two_ids_and_ends_with_the_preset() -> None:
     start = settings(ROWS[0])
     assert (start["model.history_encoder"], start["model.interaction"]) == ("none", "none")
     assert not start["model.copy_term"] and not start["reader.temporal"]
-    ours, end = preset("two_tower_moe").to_dict(), settings(ROWS[-1])
+    ours, end = preset("two_tower_moe").to_dict(), settings(ROWS[NAMES.index("transformer")])
     assert all(ours[part][name] == end[f"{part}.{name}"] for part, _, name in (path.partition(".") for path in end))
+
+
+def test_the_row_that_writes_codes_is_its_preset_and_brings_the_row_they_are_of() -> None:
+    row, before = ROWS[NAMES.index("stu")], ROWS[NAMES.index("stu") - 1]
+    assert (row.preset, row.flags, row.codes_of) == ("stu", [], before.name)
+    ours, theirs = settings(row), settings(before)
+    assert {field for field in ours if field.startswith("training") and ours[field] != theirs[field]} == set()
+    assert ours["reader.batch_size"] == theirs["reader.batch_size"]
+    assert chosen_rows("stu") == [before, row]
+    assert chosen_rows("history") == [ROWS[NAMES.index("history")]]
 
 
 # Differences.
@@ -155,8 +168,13 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[str]:
                 train.main(train.parse(words[1:]))
                 return
             named = dict(zip(words[1::2], words[2::2], strict=False))
-            options = {name: named.get(f"--{name}") for name in ("data", "run", "period", "out")}
-            evaluate.main(EvaluateOptions(**options, baselines="--baselines" in words))  # type: ignore[arg-type]
+            if words[0] == "export":
+                export.main(ExportOptions(run=named["--run"], data=named["--data"], out=named["--out"]))
+            elif words[0] == "tokenize":
+                tokenize.main(TokenizeOptions(embeddings=named["--embeddings"], out=named["--out"]))
+            else:
+                options = {name: named.get(f"--{name}") for name in ("data", "run", "also", "period", "out")}
+                evaluate.main(EvaluateOptions(**options, baselines="--baselines" in words))  # type: ignore[arg-type]
 
     monkeypatch.setattr(compare, "_call", call)
     monkeypatch.setattr(report, "write_report", lambda *_: None)
@@ -198,6 +216,29 @@ def test_a_finished_cell_is_not_repeated_and_a_begun_one_goes_on(
     check(tmp_path / "out", data, ["history", "mlp", "moe"])
     with pytest.raises(FriendrecError, match="with another budget"):
         compare.main(CompareOptions(data=str(data), out=str(tmp_path / "out"), rows="mlp", epochs=4))
+
+
+def test_codes_are_of_the_row_before_and_both_lists_are_merged(
+    data: Path, tmp_path: Path, called: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = CompareOptions(data=str(data), out=str(tmp_path / "out"), rows="stu", epochs=1)
+    compare.main(options)
+    made = ["export stu", "tokenize stu", "train stu", "evaluate stu"]
+    assert called == ["evaluate baselines", "train transformer", "evaluate transformer", *made]
+    check(tmp_path / "out", data, ["transformer", "stu"])
+    rows = tmp_path / "out" / "rows"
+    assert open_published(rows / "stu" / "embeddings")[1].inputs["run"]["path"] == str(rows / "transformer" / "run")
+    assert open_published(rows / "stu" / "run")[1].inputs["tokens"]["path"] == str(rows / "stu" / "stu")
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["rows"]["stu"]["steps"] == metrics["rows"]["transformer"]["steps"]
+    own = json.loads((rows / "stu" / "report" / "metrics.json").read_text())
+    assert metrics["fusion"] == {"stu": own["beside"]["fusion"]}
+    merged = f"{metrics['fusion']['stu']['new_link']['live']['recall@10']:.3f}"
+    for page in (capsys.readouterr().out, (tmp_path / "out" / "report.html").read_text()):
+        assert merged in page.partition("fusion")[2]
+    called.clear()
+    compare.main(options)
+    assert called == []
 
 
 def check(out: Path, data: Path, names: list[str]) -> None:

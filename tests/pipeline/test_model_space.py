@@ -72,7 +72,7 @@ def test_the_use_of_the_experts_is_logged(data: Path, tmp_path: Path, top_k: int
 
 
 def test_the_preset_two_tower_moe_is_a_transformer_and_a_mixture() -> None:
-    assert list(PRESETS) == ["two_tower_mlp", "two_tower_moe"]
+    assert list(PRESETS) == ["two_tower_mlp", "two_tower_moe", "stu"]
     ours, plain = preset("two_tower_moe"), preset("two_tower_mlp")
     assert (ours.model.history_encoder, ours.model.interaction) == ("transformer", "moe")
     assert (plain.model.history_encoder, plain.model.interaction) == ("pooled_attention", "mlp")

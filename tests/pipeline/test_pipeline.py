@@ -20,6 +20,7 @@ from friendrec.pipeline.pipeline import PipelineOptions, Stage
 from friendrec.pipeline.publish import publish
 
 CHAIN = ["prepare", "train", "export", "index", "evaluate", "recommend"]
+STU_CHAIN = ["prepare", "train", "export", "tokenize", "train", "index", "evaluate", "recommend"]
 METRICS = {
     "protocol": {"period": "validation", "candidates": 1676},
     "tasks": {"next_contact": {"live": {"recall@10": 0.5}, "frozen": {"recall@10": 0.25}}},
@@ -109,6 +110,11 @@ def test_options_of_stages_to_come_may_change(options: PipelineOptions, ran: lis
         ),
         ({"evaluate_args": "--period never"}, "--period cannot be never"),
         ({"preset": "two_towers"}, "unknown preset 'two_towers'"),
+        ({"preset": "stu", "base_args": "--epoch 3"}, "`friendrec train two_tower_mlp` has no argument --epoch: did"),
+        ({"preset": "stu", "train_args": "--dimm 3"}, "`friendrec train stu` has no argument --dimm: did you mean"),
+        ({"preset": "stu", "train_args": "--negatives uniform"}, "negatives uniform are not for preset stu"),
+        ({"preset": "stu", "tokenize_args": "--codebooks 3"}, "`friendrec tokenize` has no argument --codebooks"),
+        ({"preset": "stu", "tokenize_args": "--codebook-size 0"}, "--codebook-size 0: give a number from 1"),
     ],
 )
 def test_mistakes_are_told_before_the_first_job(
@@ -118,6 +124,13 @@ def test_mistakes_are_told_before_the_first_job(
         pipeline.main(replace(options, **change))
     assert ran == []
     assert not Path(options.out).exists()
+
+
+@pytest.mark.parametrize("name", ["base_args", "tokenize_args"])
+def test_options_of_the_stu_chain_are_for_its_preset(options: PipelineOptions, name: str) -> None:
+    flag = f"--{name.replace('_', '-')}"
+    with pytest.raises(FriendrecError, match=f"{flag} is for preset stu: leave it out, or pass --preset stu"):
+        replace(options, **{name: "--seed 1"})
 
 
 def test_a_log_with_other_names_is_told_with_the_words_to_add(options: PipelineOptions, ran: list[str]) -> None:
@@ -140,6 +153,43 @@ def test_stages_get_their_inputs_and_options(options: PipelineOptions) -> None:
     assert (stages["train"].nproc, stages["export"].nproc, stages["index"].nproc) == (3, 3, 1)
     assert stages["evaluate"].args[-1] == "--baselines"
     assert stages["recommend"].output == "/w/recommendations"
+
+
+def test_stages_of_preset_stu(options: PipelineOptions) -> None:
+    """The codes are of a two-tower's embeddings, the run is of the codes, and both models stand in the report."""
+    asked = replace(options, preset="stu", base_args="--epochs 7", tokenize_args="--seed 5")
+    stages = pipeline._stages(asked, "/w")
+    assert [stage.verb for stage in stages] == STU_CHAIN
+    named = {stage.name: stage for stage in stages}
+    assert list(named) == ["data", "base", "embeddings", "stu", "run", "index", "report", "recommendations"]
+    assert named["base"].args == ("two_tower_mlp", "--data", "/w/data", "--resume", "--epochs", "7")
+    assert named["embeddings"].args == ("--run", "/w/base", "--data", "/w/data")
+    assert named["stu"].args == ("--embeddings", "/w/embeddings", "--seed", "5")
+    assert named["run"].args == ("stu", "--data", "/w/data", "--tokens", "/w/stu", "--resume", "--epochs", "1")
+    assert named["index"].args == ("--kind", "stu", "--tokens", "/w/stu")
+    model = ("--run", "/w/run", "--data", "/w/data", "--index", "/w/index")
+    assert named["report"].args == (*model, "--also", "/w/base", "--baselines")
+    assert named["recommendations"].args == model
+    assert [stage.nproc for stage in stages] == [1, 3, 3, 1, 3, 1, 1, 1]
+
+
+def test_the_chain_of_preset_stu_goes_on_at_the_first_unfinished_stage(
+    options: PipelineOptions, ran: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = replace(options, preset="stu")
+    pipeline.main(asked)
+    assert ran == STU_CHAIN
+    for name in ("run", "index", "report", "recommendations"):
+        shutil.rmtree(Path(options.out) / name)
+    ran.clear()
+    capsys.readouterr()
+    pipeline.main(replace(asked, train_args="--epochs 2"))
+    assert ran == STU_CHAIN[4:]
+    told = capsys.readouterr().out
+    assert "[2/8] train two_tower_mlp: finished before\n" in told and "[5/8] train stu\n" in told
+    for change in ({"base_args": "--epochs 2"}, {"tokenize_args": "--seed 1"}, {"preset": "two_tower_mlp"}):
+        with pytest.raises(FriendrecError, match=f"begun with other --{next(iter(change)).replace('_', '-')}"):
+            pipeline.main(replace(asked, train_args="--epochs 2", **change))
 
 
 def test_stage_that_stops_before_its_end(options: PipelineOptions, monkeypatch: pytest.MonkeyPatch) -> None:

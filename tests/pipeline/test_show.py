@@ -11,25 +11,29 @@ import pyarrow.parquet as pq
 import pytest
 
 from friendrec.errors import FriendrecError
-from friendrec.pipeline import show
+from friendrec.pipeline import show, tokenize
 from friendrec.pipeline.description import epochs_table, plan_table
 from friendrec.pipeline.publish import KINDS, publish
 from friendrec.pipeline.show import ShowOptions, size
+from friendrec.pipeline.tokenize import TokenizeOptions
 from tests.training import export_run, index_embeddings, publish_data, recommend_run, train_run
 
 METRICS = {
     "protocol": {"name": "temporal", "period": "validation", "candidates": 1676},
     "tasks": {"next_contact": {"live": {"recall@10": 0.512}, "frozen": {"recall@10": 0.25}}},
+    "beside": {"fusion": {"next_contact": {"live": {"recall@10": 0.625}}}},
 }
 COST = {
     "parameters": 1234, "table_bytes": 70, "dense_bytes": 7, "steps": 5, "examples_per_second": 56,
     "queries_per_second": 90,
 }  # fmt: skip
 LIVE = {"live": {"recall@10": 0.512}}
+MERGED = {"live": {"recall@10": 0.625, "difference": 0.1, "difference_ci": [0, 1]}}
 TASKS = ("next_contact", "new_link", "reply", "unprompted_link")
 COMPARISON = {
     "protocol": METRICS["protocol"],
     "rows": {"history": {"tasks": dict.fromkeys(TASKS, LIVE), "new_users": {"recall@10": 0.1}, **COST}},
+    "fusion": {"stu": dict.fromkeys(TASKS, MERGED)},
     "baselines": dict.fromkeys(TASKS, LIVE),
 }
 
@@ -52,6 +56,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     train_run(Path(data), Path(run), "--epochs=2", "--patience=0", "--workers=0")
     export_run(run=run, data=data, out=embeddings)
     index_embeddings(Path(embeddings), Path(index))
+    tokenize.main(TokenizeOptions(embeddings=embeddings, codebook_size=16, out=str(folder / "stu")))
     recommend_run(run=run, data=data, index=index, k=3, out=str(folder / "recommendations"))
     for name, metrics in (("report", METRICS), ("comparison", COMPARISON)):
         with publish(folder / name, kind=name, options={}, inputs={"data": data}) as attempt:
@@ -66,10 +71,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("data", ["145, ", " of them in train", "message (target)", "request (history)"]),
         ("run", ["two_tower_mlp", "dim 8", "num_heads 2", "2 epochs", "row_wise"]),
         ("embeddings", ["138", "9 × float32", "made from", "run: ", "data: "]),
+        ("stu", ["138", "rqkmeans", "16 × 16 × 16 tokens", "perplexity", "embeddings: "]),
         ("index", ["exact", "138", "embeddings: "]),
-        ("report", ["report.html", "0.512", "0.250"]),
+        ("report", ["report.html", "0.512", "0.250", "fusion", "0.625"]),
         ("recommendations", ["145", "435, at most 3 a user"]),
-        ("comparison", ["history", "0.512", "1,234"]),
+        ("comparison", ["history", "0.512", "1,234", "fusion with stu", "0.625 +0.100 "]),
     ],
 )
 def test_every_kind_is_told(capsys: pytest.CaptureFixture[str], made: Path, kind: str, words: list[str]) -> None:
@@ -187,6 +193,9 @@ def test_the_directory_of_a_pipeline(capsys: pytest.CaptureFixture[str], made: P
     lines = shown(capsys, tmp_path).splitlines()
     assert any(line.split()[:2] == ["data", "made"] for line in lines)
     assert sum("not finished: the same command goes on" in line for line in lines) == 5
+    (tmp_path / "pipeline.json").write_text(json.dumps({"interactions": "0f", "preset": "stu"}))
+    told = [line.split()[0] for line in shown(capsys, tmp_path).splitlines()[2:]]
+    assert told == ["data", "base", "embeddings", "stu", "run", "index", "report", "recommendations"]
 
 
 @pytest.mark.parametrize("make", [Path.mkdir, Path.touch, None])

@@ -240,18 +240,33 @@ def test_weights_that_are_no_numbers_are_never_saved(
     assert not (out / "manifest.json").exists()
 
 
+ABSURD = ("--dense-learning-rate=1e20", "--warmup-share=0", "--checkpoint-steps=1")
+
+
+def test_a_loss_that_is_no_number_is_one_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["train", "two_tower_mlp", f"--data={folder / 'data'}", f"--out={tmp_path / 'run'}", *SMALL, *ABSURD]
+    line = refusal(capsys, *argv, "--workers=0")
+    assert "the loss is" in line and "lower --dense-learning-rate" in line
+    assert_no_nonsense_was_saved(folder, tmp_path / "run")
+
+
+@pytest.mark.long
 def test_a_loss_that_is_no_number_stops_all_ranks_with_one_line(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     launch = [sys.executable, "-P", "-m", "friendrec.pipeline.launch", "--nproc", "2", "--"]
     train = ["train", "two_tower_mlp", f"--data={folder / 'data'}", f"--out={out}", *SMALL]
-    absurd = ["--dense-learning-rate=1e20", "--warmup-share=0", "--checkpoint-steps=1"]
-    result = subprocess.run([*launch, *train, *absurd], capture_output=True, text=True, check=False)
+    result = subprocess.run([*launch, *train, *ABSURD], capture_output=True, text=True, check=False)
     assert result.returncode == 2, result.stderr
     (line,) = (line for line in result.stderr.splitlines() if "error" in line)
     assert "the loss is" in line
     assert "lower --dense-learning-rate" in line
     assert "Traceback" not in result.stderr
     assert "Warning" not in result.stderr
+    assert_no_nonsense_was_saved(folder, out)
+
+
+def assert_no_nonsense_was_saved(folder: Path, out: Path) -> None:
+    """What is there are the checkpoints before it."""
     assert not (out / "manifest.json").exists()
     newest = checkpoint.latest(out / "checkpoints")
     assert newest is not None
