@@ -50,7 +50,12 @@ def opened(paths: Sequence[str]) -> list[Path]:
 
 
 def medians(ways: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Median seconds of each way, after one call to warm up; they take turns, so a busy machine slows all alike."""
+    """Median seconds of each way: see `in_turns`."""
+    return {name: statistics.median(values) for name, values in in_turns(ways, repeats).items()}
+
+
+def in_turns(ways: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each way, after one call to warm up; they take turns, so a busy machine slows all alike."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for repeat in range(repeats + 1):
         for name, way in ways.items():
@@ -58,7 +63,7 @@ def medians(ways: Mapping[str, Callable[[], object]], repeats: int) -> dict[str,
             way()
             if repeat:
                 seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+    return seconds
 
 
 def ratio(ours: Sequence[float], theirs: Sequence[float]) -> str:
