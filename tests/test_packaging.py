@@ -52,6 +52,7 @@ def test_wheel_registers_command_and_components(wheel: zipfile.ZipFile) -> None:
     assert "friendrec = friendrec.torchx_components.components" in text
 
 
+@pytest.mark.long
 def test_what_docker_copies_makes_the_same_wheel(wheel: zipfile.ZipFile, repository: Path, tmp_path: Path) -> None:
     lines = (repository / ".dockerignore").read_text().splitlines()
     assert lines[1] == "*", "all but what is named is ignored"

@@ -112,7 +112,7 @@ def train_and_be_asked_to_stop(data: Path, out: Path, step: int, *args: str) -> 
         train_run(data, out, *ARGS, *args)
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("world_size", [1, pytest.param(2, marks=pytest.mark.long), 3])
 def test_a_run_of_two_goes_on_at_any_world_size(
     workers: Workers, data: Path, whole: Path, tmp_path: Path, world_size: int
 ) -> None:
@@ -142,7 +142,8 @@ sys.exit(launch(LaunchOptions(nproc=2), [sys.executable, *sys.argv[1:]]))
 """
 
 
-@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.long), 2])
+@pytest.mark.long
+@pytest.mark.parametrize("processes", [1, 2])
 def test_sigterm_is_a_checkpoint_and_success(
     workers: Workers, data: Path, whole: Path, tmp_path: Path, processes: int
 ) -> None:
