@@ -1,6 +1,5 @@
 """The lookup: one sharded EmbeddingBagCollection answers for users, their profiles, events and conditions."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -29,9 +28,10 @@ class Lookup(nn.Module):
 
     def forward(self, ids: KeyedJaggedTensor) -> Slots:
         vectors = self.tables(ids).to_dict()
-        user = sum(_of_keys(vectors, "profile_"), sum(_of_keys(vectors, "stu_"), vectors.get("user", 0.0)))
-        return Slots(user, vectors["event"], vectors["condition"], tuple(_of_keys(vectors, "codebook_")))
-
-
-def _of_keys(vectors: Mapping[str, Tensor], prefix: str) -> list[Tensor]:
-    return [vector for key, vector in vectors.items() if key.startswith(prefix)]
+        levels = range(sum(key.startswith("codebook_") for key in vectors))  # by name: the order is the sharding's
+        tokens = [vectors[f"stu_{level}"] for level in levels]
+        profile = [vector for key, vector in vectors.items() if key.startswith("profile_")]
+        user = sum(profile, sum(tokens, vectors.get("user", 0.0)))
+        return Slots(
+            user, vectors["event"], vectors["condition"], tuple(vectors[f"codebook_{level}"] for level in levels)
+        )

@@ -43,6 +43,16 @@ def test_ten_losses_agree_at_every_world_size(runs: dict[int, Path]) -> None:
     assert first[2] == pytest.approx(first[1], abs=1e-4)
 
 
+def test_levels_are_told_apart_wherever_their_tables_lie(
+    workers: Workers, data: Path, tokens: Path, runs: dict[int, Path], tmp_path: Path
+) -> None:
+    """TorchRec gives vectors in the order of shardings and ranks, not of levels."""
+    laid_out = "--table-sharding", "stu_1", "table_wise"  # then comes level 2 before it
+    workers.run(1, train_stu_run, data, tokens, tmp_path / "run", "--epochs=2", "--patience=0", *laid_out)
+    for step in range(1, 11):
+        assert losses(tmp_path / "run")[step] == pytest.approx(losses(runs[1])[step], abs=1e-4)
+
+
 def look(data: Path, tokens: Path, run: Path) -> tuple[type, dict[str, list[int]], dict[str, Any]]:
     """Kind of the sharded module, rows of each token table here, and the metrics of validation."""
     with joined(), job.start(RunConfig.load(run), data, run, None, str(tokens)) as running:
