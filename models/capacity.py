@@ -29,7 +29,8 @@ def within_capacity(
     """
     _, group = np.unique(groups, return_inverse=True)
     wish = group * num_tokens + tokens
-    crowded = np.flatnonzero(np.bincount(wish)[wish] > capacity)
+    _, wished, counts = np.unique(wish, return_inverse=True, return_counts=True)
+    crowded = np.flatnonzero(counts[wished] > capacity)
     if not len(crowded):
         return tokens
     own = np.empty(len(tokens), np.float32)

@@ -27,3 +27,5 @@ class Sampling:
             raise FriendrecError(f"top-k {self.top_k}: at least 1 token must be left to draw")
         if self.nucleus is not None and not 0 < self.nucleus <= 1:
             raise FriendrecError(f"nucleus {self.nucleus}: give a share of probability above 0, up to 1")
+        if not 0 <= self.seed < 1 << 63:
+            raise FriendrecError(f"seed {self.seed}: give a whole number from 0 to 2⁶³ − 1")

@@ -113,9 +113,9 @@ def _stu_index(index: str | Path | None, run: str | Path, model: Stu, packer: Pa
     opened = load_index(open_published(index, "index")[0])
     if not isinstance(opened, StuIndex):
         raise FriendrecError(f"{index} holds vectors, and {run} writes tokens: index the tokens with --kind stu")
-    if not np.array_equal(opened.user_ids[: len(tokens)], data.user_ids[: len(tokens)]) or not np.array_equal(
-        opened.codes_of(np.arange(len(tokens))), tokens
-    ):
+    if len(opened) < len(tokens) or not np.array_equal(opened.user_ids, data.user_ids[: len(opened)]):
+        raise FriendrecError(f"{index} holds other users than the prepared data: index tokens that were made for it")
+    if not np.array_equal(opened.codes_of(np.arange(len(tokens))), tokens):
         raise FriendrecError(f"{index} holds other codes than the run was trained with: index those with --kind stu")
     decoder: Decoder = writer(model, packer)
     if len(opened) > len(tokens):  # it holds users who came after, whose codes the run has never written

@@ -231,10 +231,10 @@ def start(
             Console(stderr=True).print(plan_table(model, plan, world_size))
             out.mkdir(parents=True, exist_ok=True)
             _write(out / "plan.json", [dataclasses.asdict(s) for s in shards(model, plan)])
-            if table is not None:
-                write_tokens(out / TOKENS, table.user_ids, table.tokens)
             identity = config.identity(run_inputs(data_path, init_from, tokens))
             _write(out / "config.json", identity)  # from here on it is a run, to be resumed
+            if table is not None:
+                write_tokens(out / TOKENS, table.user_ids, table.tokens)
         sharded = shard(model, plan, device, config.training.seed)
         if given is not None:
             start_from(given, sharded)

@@ -203,7 +203,9 @@ def test_near_temperature_zero_the_draw_is_greedy(world: World) -> None:
     assert np.array_equal(world.draw(1, Sampling(temperature=1e-4), np.arange(20))[0], world.search(1)[0])
 
 
-@pytest.mark.parametrize("options", [{"temperature": 0.0}, {"top_k": 0}, {"nucleus": 0.0}, {"nucleus": 1.5}])
+@pytest.mark.parametrize(
+    "options", [{"temperature": 0.0}, {"top_k": 0}, {"nucleus": 0.0}, {"nucleus": 1.5}, {"seed": 2**63}]
+)
 def test_settings_that_draw_nobody_are_refused(options: dict[str, float]) -> None:
     with pytest.raises(FriendrecError, match=f"{next(iter(options)).replace('_', '-')} {next(iter(options.values()))}"):
         Sampling(**options)  # type: ignore[arg-type]
