@@ -17,25 +17,33 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from friendrec.models.codes import extended
 from friendrec.models.decoding import Decoder
+from friendrec.models.trie import NO_TOKEN
 
 
 @dataclass(frozen=True)
 class BackOff:
-    """A `Decoder` around another. A prefix is known by its key, the number that its tokens are the digits of."""
+    """A `Decoder` around another.
+
+    Prefixes are numbered in lexicographic order, a level at a time. The key of one is the number of that before its
+    last token, times the tokens of the level, plus the token: below users × tokens, however many levels there are.
+    """
 
     decoder: Decoder
-    keys: tuple[Tensor, ...]  # of each level: [prefixes of training] int64, ascending
+    keys: tuple[Tensor, ...]  # of each level: [prefixes of training] int64, ascending; a prefix's number is its place
     counts: tuple[Tensor, ...]  # of each level: [prefixes] float32, users beneath
 
     @classmethod
     def of(cls, decoder: Decoder, tokens: NDArray[np.int32]) -> Self:
         """`tokens` `[N, L]` are the codes of the users of training, -1 after the end of a code."""
-        key, keys, counts = np.zeros(len(tokens), np.int64), [], []
+        number, keys, counts = np.zeros(len(tokens), np.int64), [], []
         for level, size in enumerate(decoder.sizes):
-            ends = tokens[:, level] < 0
-            key, tokens = (key * size + tokens[:, level])[~ends], tokens[~ends]
-            distinct, count = np.unique(key, return_counts=True)
+            goes_on = tokens[:, level] >= 0
+            number, tokens = number[goes_on], tokens[goes_on]
+            distinct, number, count = np.unique(
+                number * size + tokens[:, level], return_inverse=True, return_counts=True
+            )
             keys.append(torch.from_numpy(distinct))
             counts.append(torch.from_numpy(count.astype(np.float32)))
         return cls(decoder, tuple(keys), tuple(counts))
@@ -54,22 +62,24 @@ class BackOff:
         level = prefix.shape[1]
         if level == 0:  # every token has users beneath, or no prefix to fall back on
             return log_p
-        key = torch.zeros(len(prefix), dtype=torch.int64)
-        for token, size in zip(prefix.unbind(1), self.sizes, strict=False):
-            key = key * size + token
-        users = self._beneath(level - 1, key)
-        first = torch.searchsorted(self.keys[level], key * self.sizes[level])
-        last = torch.searchsorted(self.keys[level], (key + 1) * self.sizes[level])
-        beam = torch.repeat_interleave(torch.arange(len(key)), last - first)
+        number, size = self._number(prefix), self.sizes[level]
+        users = torch.where(number >= 0, self.counts[level - 1][number], 1.0)
+        first = torch.searchsorted(self.keys[level], number * size)
+        last = torch.searchsorted(self.keys[level], (number + 1) * size)
+        beam = torch.repeat_interleave(torch.arange(len(number)), last - first)
         known = self.keys[level][torch.arange(len(beam)) + (first - (last - first).cumsum(0) + last - first)[beam]]
         written = torch.zeros_like(log_p, dtype=torch.bool)
-        written[beam, known % self.sizes[level]] = True
-        return torch.where(written, log_p, -users.clamp(min=1).log()[:, None])
+        written[beam, known % size] = True
+        return torch.where(written, log_p, -users.log()[:, None])
 
-    def _beneath(self, level: int, key: Tensor) -> Tensor:
-        """Users of training beneath prefixes, `[R]`; 0 for those of newcomers alone."""
-        place = torch.searchsorted(self.keys[level], key).clamp(max=len(self.keys[level]) - 1)
-        return torch.where(self.keys[level][place] == key, self.counts[level][place], 0.0)
+    def _number(self, prefix: Tensor) -> Tensor:
+        """The numbers of prefixes `[R, l]`, int64 `[R]`; -1, whose keys nobody has, for those of newcomers alone."""
+        number = torch.zeros(len(prefix), dtype=torch.int64)
+        for keys, token, size in zip(self.keys, prefix.unbind(1), self.sizes, strict=False):
+            key = number * size + token
+            place = torch.searchsorted(keys, key)
+            number = torch.where(torch.searchsorted(keys, key, right=True) > place, place, -1)
+        return number
 
 
 def stand_ins(train: NDArray[np.int32], codes: NDArray[np.int32], sizes: tuple[int, ...]) -> NDArray[np.int32]:
@@ -77,9 +87,12 @@ def stand_ins(train: NDArray[np.int32], codes: NDArray[np.int32], sizes: tuple[i
 
     It is a neighbour in lexicographic order.
     """
-    digits = np.cumprod([1, *(size + 1 for size in sizes[:0:-1])], dtype=np.int64)[::-1]
-    ordered = train[np.argsort((train + 1) @ digits)]
-    after = np.searchsorted((ordered + 1) @ digits, (codes + 1) @ digits)
+    number = np.zeros(len(train) + len(codes), np.int64)  # in lexicographic order, of longer and longer prefixes
+    for column, size in zip(np.concatenate([train, codes]).T, sizes, strict=True):
+        number = extended(number, column - NO_TOKEN, size + 1)
+    order = np.argsort(number[: len(train)])
+    ordered = train[order]
+    after = np.searchsorted(number[order], number[len(train) :])
     near = np.stack([ordered[np.clip(place, 0, len(train) - 1)] for place in (after - 1, after)])
     shared = np.cumprod(near == codes, axis=2).sum(axis=2)
     return near[shared.argmax(axis=0), np.arange(len(codes))]

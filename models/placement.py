@@ -24,24 +24,24 @@ def codes_in_turn(tokenizer: Tokenizer, vectors: Vectors, taken: Tokens, old: To
     """Codes of users who are added one after the other, so that nobody's depends on who comes later: `[M, L or L + 1]`.
 
     Each keeps the `old` code `[M, L or L + 1]` where there is one (not NO_TOKEN) and nobody has it, else gets the
-    nearest that is free beside the codes `taken` `[N, L or L + 1]`. Where codes are too few for all, or have a level
-    of disambiguation already, the code is the nearest, and whoever shares it is numbered there.
+    nearest that is free beside the codes `taken` `[N, L or L + 1]`. From where no code is free any more, or somebody
+    has the level of disambiguation, the code is the nearest, and whoever shares it is numbered there.
     """
     num_levels = len(tokenizer.sizes)
-    numbered = taken.shape[1] > num_levels or len(taken) + len(vectors) > prod(tokenizer.sizes)
-    width = num_levels + numbered
-    codes, wishes = np.full((len(vectors), width), NO_TOKEN, np.int32), tokenizer.encode(vectors)
-    register = _Register(widened(taken, width))
+    width, numbered = num_levels + 1, taken.shape[1] > num_levels
+    register, wishes, codes = _Register(widened(taken, width)), tokenizer.encode(vectors), widened(old, width)
     for row, wish in enumerate(wishes):
-        code = tuple(widened(old[row : row + 1], width)[0, :width].tolist())
-        if old[row, 0] == NO_TOKEN or register.count(code):
-            vector = vectors[row : row + 1]
-            code = (
-                register.number(tuple(wish.tolist())) if numbered else _nearest_free(tokenizer, vector, wish, register)
-            )
+        code = tuple(codes[row].tolist())
+        numbered = numbered or len(taken) + row >= prod(tokenizer.sizes)
+        if code[0] == NO_TOKEN or register.count(code):
+            if numbered:
+                code = register.number(tuple(wish.tolist()))
+            else:
+                code = (*_nearest_free(tokenizer, vectors[row : row + 1], wish, register), NO_TOKEN)
+        numbered = numbered or code[-1] != NO_TOKEN
         register.add(code)
         codes[row] = code
-    return codes
+    return codes if taken.shape[1] > num_levels or (codes[:, -1] != NO_TOKEN).any() else codes[:, :num_levels]
 
 
 def _nearest_free(tokenizer: Tokenizer, vector: Vectors, wish: NDArray[np.int32], register: "_Register") -> Code:
@@ -62,7 +62,7 @@ class _Register:
     """How many codes begin with any prefix: of many sorted once, and of few added since."""
 
     def __init__(self, tokens: Tokens) -> None:
-        self.rows = tokens[np.lexsort(tokens.T[::-1])]
+        self.rows = np.asfortranarray(tokens[np.lexsort(tokens.T[::-1])])  # searching a strided column would copy it
         self.added: dict[Code, Counter[int]] = defaultdict(Counter)
 
     def _beneath(self, prefix: Code) -> slice:
@@ -70,7 +70,8 @@ class _Register:
         start, stop = 0, len(self.rows)
         for level, token in enumerate(prefix):
             column = self.rows[start:stop, level]
-            start, stop = (start + int(np.searchsorted(column, token, side)) for side in ("left", "right"))
+            key = column.dtype.type(token)  # one of another type would copy the column too
+            start, stop = (start + int(np.searchsorted(column, key, side)) for side in ("left", "right"))
         return slice(start, stop)
 
     def count(self, prefix: Code) -> int:

@@ -231,4 +231,4 @@ def with_newcomers(
 def sizes_of(tokenizer: "Tokenizer", codes: "Tokens") -> tuple[int, ...]:
     """Tokens of each level of the codes; of that of disambiguation as many as its largest group has users."""
     sizes = tokenizer.sizes
-    return sizes if codes.shape[1] == len(sizes) else (*sizes, int(codes[:, -1].max()) + 1)
+    return sizes if codes.shape[1] == len(sizes) else (*sizes, max(int(codes[:, -1].max()) + 1, 1))

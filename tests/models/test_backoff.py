@@ -6,12 +6,14 @@ from math import log
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from friendrec.models.backoff import BackOff, stand_ins
 from friendrec.models.trie import NO_TOKEN
 from tests.models.codes import SmallDecoder, ragged_codes
 
 SIZES = (4, 5, 6)
+LARGE = (1 << 16,) * 5  # 2⁸⁰ codes: more than an integer numbers
 QUERIES = 3
 
 
@@ -25,17 +27,28 @@ def log_p(decoder: object, cache: torch.Tensor, code: list[int]) -> list[list[fl
     return np.array(found).T.tolist()
 
 
-@pytest.mark.parametrize("ended", [0.0, 0.4])
-def test_codes_of_training_keep_theirs_and_others_share_their_prefix(ended: float) -> None:
-    codes = ragged_codes(1, 70, SIZES, ended)
+def some_codes(seed: int, num: int, sizes: tuple[int, ...], ended: float) -> NDArray[np.int32]:
+    """Distinct codes, of some tokens far apart where there are too many to draw from all."""
+    if sizes is not LARGE:
+        return ragged_codes(seed, num, sizes, ended)
+    places, tokens = ragged_codes(seed, num, (3, 2, 2, 2, 6), ended), np.array([0, 65_535, 1, 32_768, 2, 40_000])
+    return np.where(places < 0, NO_TOKEN, tokens[places]).astype(np.int32)
+
+
+SHAPES = pytest.mark.parametrize(("sizes", "ended"), [(SIZES, 0.0), (SIZES, 0.4), (LARGE, 0.0), (LARGE, 0.4)])
+
+
+@SHAPES
+def test_codes_of_training_keep_theirs_and_others_share_their_prefix(sizes: tuple[int, ...], ended: float) -> None:
+    codes = some_codes(1, 70, sizes, ended)
     train, new = codes[:35].tolist(), codes[35:].tolist()
-    decoder = SmallDecoder(SIZES)
+    decoder = SmallDecoder(sizes)
     cache = decoder.cache(torch.from_numpy(np.random.default_rng(0).standard_normal((QUERIES, 16)).astype(np.float32)))
     backoff = BackOff.of(decoder, codes[:35])
-    assert backoff.sizes == SIZES
+    assert backoff.sizes == sizes
     for code in train:
         assert log_p(backoff, cache, code) == log_p(decoder, cache, code)
-    users = Counter(tuple(code[:end]) for code in train for end in range(4) if NO_TOKEN not in code[:end])
+    users = Counter(tuple(code[:end]) for code in train for end in range(len(sizes) + 1) if NO_TOKEN not in code[:end])
     shared = Counter()
     for code in new:
         plain, found = log_p(decoder, cache, code), log_p(backoff, cache, code)
@@ -53,13 +66,13 @@ def in_common(one: list[int], other: list[int]) -> int:
     return next((place for place, (a, b) in enumerate(zip(one, other, strict=True)) if a != b), len(one))
 
 
-@pytest.mark.parametrize("ended", [0.0, 0.4])
+@SHAPES
 @pytest.mark.parametrize("num", [1, 20, 40])
-def test_who_stands_in_shares_the_longest_prefix(num: int, ended: float) -> None:
-    codes = ragged_codes(2, 70, SIZES, ended)
+def test_who_stands_in_shares_the_longest_prefix(num: int, sizes: tuple[int, ...], ended: float) -> None:
+    codes = some_codes(2, 70, sizes, ended)
     train, new = codes[:num].tolist(), codes[num:].tolist()
-    found = stand_ins(codes[:num], codes[num:], SIZES).tolist()
+    found = stand_ins(codes[:num], codes[num:], sizes).tolist()
     for code, stand_in in zip(new, found, strict=True):
         assert stand_in in train
         assert in_common(code, stand_in) == max(in_common(code, other) for other in train)
-    assert stand_ins(codes[:num], codes[:num], SIZES).tolist() == train
+    assert stand_ins(codes[:num], codes[:num], sizes).tolist() == train

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from friendrec.models.codes import unique_codes
-from friendrec.models.placement import codes_in_turn
+from friendrec.models.placement import codes_in_turn, widened
 from friendrec.models.tokenizer import Codebooks, Tokens, Vectors, fit_residual_kmeans
 
 
@@ -64,7 +64,51 @@ def test_where_codes_are_too_few_they_are_numbered() -> None:
     codebooks = Codebooks((np.array([[0.0], [10.0]], np.float32),), np.zeros(1, np.float32), 1.0)
     vectors = np.array([[1.0], [2.0], [11.0], [3.0]], np.float32)
     added = codes_in_turn(codebooks, vectors, np.array([[0]], np.int32), nobody(4))
-    assert added.tolist() == [[0, 0], [0, 1], [1, -1], [0, 2]]
+    assert added.tolist() == [[1, -1], [0, 0], [1, 0], [0, 1]], "the first has the last free code"
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    seed=st.integers(0, 10_000),
+    taken_share=st.floats(0, 1),
+    wide=st.sampled_from([(False, False), (False, True), (True, False), (True, True)]),
+    had_one=st.sampled_from([0.0, 0.3]),
+    cut=st.integers(0, 9),
+)
+def test_who_comes_later_changes_nobody(
+    seed: int, taken_share: float, wide: tuple[bool, bool], had_one: float, cut: int
+) -> None:
+    """Any table, with numbers (`wide`) or without, that may be full before, while or after the newcomers come."""
+    sizes, rng = (3, 4), np.random.default_rng(seed)
+    codebooks, _, vectors = table(seed, sizes, 0)
+    taken, old = (_random_codes(rng, sizes, numbers) for numbers in wide)
+    taken, old = taken[: round(taken_share * len(taken))], old[:9]
+    old[rng.random(len(old)) >= had_one] = -1
+    added = codes_in_turn(codebooks, vectors, taken, old)
+    before = {tuple(code) for code in widened(taken, 3).tolist()}
+    for row, code in enumerate(map(tuple, widened(added, 3).tolist())):
+        own, near = tuple(widened(old, 3)[row].tolist()), tuple(codebooks.encode(vectors[row : row + 1])[0].tolist())
+        shared = [other[2] for other in before if other[:2] == near]
+        if own[0] != -1 and own not in before:
+            assert code == own
+        elif wide[0] or len(before) >= 12 or any(other[2] != -1 for other in before):
+            assert code == (*near, max(shared) + 1 if shared else -1)
+        else:
+            assert code == (
+                *twin(codebooks, np.array(sorted(before), np.int32).reshape(-1, 3)[:, :2], vectors[row]),
+                -1,
+            )
+        before.add(code)
+    assert len(before) == len(taken) + 9, "no code is had twice"
+    fewer = codes_in_turn(codebooks, vectors[:cut], taken, old[:cut])
+    assert np.array_equal(widened(fewer, 3), widened(added, 3)[:cut])
+    assert {fewer.shape[1], added.shape[1]} <= {3} if wide[0] else fewer.shape[1] <= added.shape[1]
+
+
+def _random_codes(rng: np.random.Generator, sizes: tuple[int, ...], numbers: bool) -> Tokens:
+    """All codes in random order; with `numbers` 0 and 1 too, and with none."""
+    codes = np.array(list(product(*map(range, sizes), *([range(-1, 2)] if numbers else []))), np.int32)
+    return rng.permutation(codes)
 
 
 def test_numbers_go_on_where_those_of_the_table_end() -> None:
