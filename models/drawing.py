@@ -12,6 +12,7 @@ R beams, C children of all beams, those of a beam next to each other.
 import numpy as np
 from numpy.typing import NDArray
 
+from friendrec.hashing import GOLDEN, splitmix64
 from friendrec.models.expansion import greatest
 from friendrec.models.sampling import Sampling
 from friendrec.models.trie import Jagged, Trie
@@ -91,10 +92,7 @@ def exponential(seed: int, keys: Places, level: int, nodes: Places) -> Floats:
     """Noise of rate 1 that is a function of its arguments, by hashing them (splitmix64, Steele et al. 2014)."""
     state = np.zeros(len(nodes), np.uint64)
     for part in (np.full(len(nodes), seed), keys, np.full(len(nodes), level), nodes):
-        state += np.uint64(0x9E3779B97F4A7C15) + part.astype(np.uint64)
-        state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        state ^= state >> np.uint64(31)
+        state = splitmix64(state + GOLDEN + part.astype(np.uint64))
     return -np.log(((state >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53)
 
 

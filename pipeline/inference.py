@@ -13,6 +13,7 @@ from friendrec.datasets.packing import Codes, Packer, Rows, ranges
 from friendrec.datasets.packing import Queries as PackedQueries
 from friendrec.datasets.prepared import PreparedData, load_prepared
 from friendrec.errors import FriendrecError
+from friendrec.hashing import GOLDEN
 from friendrec.models.backoff import BackOff, stand_ins
 from friendrec.models.config import StuConfig
 from friendrec.models.decoding import Decoder
@@ -32,8 +33,8 @@ from friendrec.sharding.checkpoint import load_whole
 
 BLOCK = 2048
 """Queries, or users, encoded at a time."""
-SPREAD = np.int64(0x9E3779B97F4A7C15 - (1 << 64))
-"""An odd number (2⁶⁴ over the golden ratio), so that times and users hardly meet in the key of a query."""
+SPREAD = GOLDEN.astype(np.int64)
+"""An odd number, so that times and users hardly meet in the key of a query."""
 
 
 @dataclass(frozen=True)

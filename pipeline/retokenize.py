@@ -13,10 +13,11 @@ from friendrec.models.codes import unique_codes
 from friendrec.models.rqvae import RqVae, continue_rqvae
 from friendrec.models.tokenizer import Codebooks, Tokenizer, Tokens, Vectors
 from friendrec.models.tokenizer_config import TokenizerConfig
+from friendrec.models.trie import NO_TOKEN
 from friendrec.pipeline.publish import open_published
 from friendrec.pipeline.retrieval.files import UserIds
 from friendrec.pipeline.token_report import describe_tokens
-from friendrec.pipeline.tokens import NO_TOKEN, StuTable, read_tokens, rows_in
+from friendrec.pipeline.tokens import StuTable, read_tokens, rows_in
 
 
 def load_tokenizer(directory: Path, method: str) -> Tokenizer:

@@ -8,7 +8,8 @@ import numpy as np
 from friendrec.models.alignment import changed_share
 from friendrec.models.codes import code_numbers, num_sharing
 from friendrec.models.tokenizer import Tokenizer, Tokens, Vectors
-from friendrec.pipeline.tokens import NO_TOKEN, StuTable, rows_in
+from friendrec.models.trie import NO_TOKEN
+from friendrec.pipeline.tokens import StuTable, rows_in
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -212,9 +212,10 @@ def with_newcomers(
 
     from friendrec.datasets.prepared import load_prepared
     from friendrec.models.placement import codes_in_turn, widened
+    from friendrec.models.trie import NO_TOKEN
     from friendrec.pipeline.first_events import vectors_of_newcomers
     from friendrec.pipeline.retokenize import codes_of_users
-    from friendrec.pipeline.tokens import NO_TOKEN, StuTable
+    from friendrec.pipeline.tokens import StuTable
 
     prepared = load_prepared(open_published(data, "data")[0])
     if not np.array_equal(table.user_ids, prepared.user_ids[: prepared.num_train_users]):

@@ -13,13 +13,12 @@ from friendrec.datasets.packing import Codes
 from friendrec.datasets.prepared import PreparedData
 from friendrec.errors import FriendrecError
 from friendrec.models.codes import num_sharing
+from friendrec.models.trie import NO_TOKEN
 from friendrec.pipeline.manifest import Manifest
 from friendrec.pipeline.publish import open_published
 from friendrec.pipeline.retrieval.files import UserIds
 
 TOKENS = "tokens.parquet"
-NO_TOKEN = -1
-"""Stands at the last level, that of disambiguation, of users whose code is unique without it."""
 
 
 @dataclass(frozen=True)
@@ -76,16 +75,11 @@ def _check(table: StuTable, directory: Path) -> None:
 
 
 def codes_of(table: StuTable, data: PreparedData, source: str | Path) -> Codes:
-    """What the model reads the data's users by."""
-    return Codes(tokens_by_row(table, data, source), table.sizes)
-
-
-def tokens_by_row(table: StuTable, data: PreparedData, source: str | Path) -> NDArray[np.int32]:
-    """Codes of the first rows of the data's vocabulary, `[U, L]`: all train users, and the newcomers who have one."""
+    """Codes of the first rows of the data's vocabulary: all train users, and the newcomers who have one."""
     num = len(table.user_ids)
     if num < data.num_train_users or not np.array_equal(table.user_ids, data.user_ids[:num]):
         raise FriendrecError(f"{source} holds other users than the prepared data: tokenize this data's embeddings")
-    return table.tokens
+    return Codes(table.tokens, table.sizes)
 
 
 def rows_in(table: StuTable, user_ids: UserIds) -> NDArray[np.int64]:

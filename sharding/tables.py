@@ -6,13 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, PoolingType
 
 from friendrec.errors import FriendrecError
-
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+from friendrec.hashing import GOLDEN, splitmix64
 
 
 @dataclass(frozen=True)
@@ -59,16 +57,9 @@ def initial_rows(seed: int, table: str, rows: range, dim: int) -> Tensor:
     digest = hashlib.blake2b(f"{seed}/{table}".encode(), digest_size=8).digest()
     key = np.frombuffer(digest, dtype="<u8")
     place = np.arange(rows.start * dim, rows.stop * dim, dtype=np.uint64)
-    uniform = (_splitmix64(key + place * _GOLDEN) >> np.uint64(40)).astype(np.float32)  # 24 bits: exact in float32
+    uniform = (splitmix64(key + place * GOLDEN) >> np.uint64(40)).astype(np.float32)  # 24 bits: exact in float32
     values = (uniform + np.float32(0.5)) * np.float32(2**-24) - np.float32(0.5)
     return torch.from_numpy((values * np.float32((12 / dim) ** 0.5)).reshape(-1, dim))
-
-
-def _splitmix64(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """The output function of splitmix64 (Steele, Lea & Flood 2014), element by element, modulo 2⁶⁴."""
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
 
 
 def _leave(weight: Tensor) -> Tensor:

@@ -93,9 +93,11 @@ def among(recommender: Recommender, start: int, stop: int) -> Among | None:
         index = recommender.retriever
         assert isinstance(index, StuIndex) and index.decoder is not None
         tokens = packer.codes.tokens[users] if stop > len(index) else index.codes_of(users)
-        decoder = BackOff.of(index.decoder, packer.codes.tokens[: data.num_train_users])
+        decoder = index.decoder
+        if stop > data.num_train_users and not isinstance(decoder, BackOff):
+            decoder = BackOff.of(decoder, packer.codes.tokens[: data.num_train_users])
         built = StuIndex.build(tokens, ids, index.trie.sizes, index.beam_width)
-        retriever = dataclasses.replace(built, decoder=index.decoder if stop == data.num_train_users else decoder)
+        retriever = dataclasses.replace(built, decoder=decoder)
     return Among(recommender, retriever, start, stop)
 
 

@@ -11,12 +11,13 @@ import pytest
 
 from friendrec.errors import FriendrecError
 from friendrec.models.tokenizer import Codebooks
+from friendrec.models.trie import NO_TOKEN
 from friendrec.pipeline import tokenize
 from friendrec.pipeline.cli import main as friendrec
 from friendrec.pipeline.embeddings import write_part
 from friendrec.pipeline.publish import open_published, publish
 from friendrec.pipeline.tokenize import TokenizeOptions
-from friendrec.pipeline.tokens import NO_TOKEN, read_tokens
+from friendrec.pipeline.tokens import read_tokens
 
 USERS = np.array([f"user{row}" for row in range(240)], object)
 TARGETS = np.random.default_rng(0).standard_normal((240, 5)).astype(np.float32)

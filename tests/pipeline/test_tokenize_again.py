@@ -19,7 +19,7 @@ from friendrec.pipeline.first_events import first_events, vectors_of_newcomers
 from friendrec.pipeline.publish import publish
 from friendrec.pipeline.retokenize import load_tokenizer
 from friendrec.pipeline.tokenize import TokenizeOptions
-from friendrec.pipeline.tokens import read_tokens, tokens_by_row
+from friendrec.pipeline.tokens import codes_of, read_tokens
 from tests.synthetic import prepared_from_events
 from tests.training import publish_data
 
@@ -161,7 +161,7 @@ def test_newcomers_get_codes_of_their_own_and_nobody_elses_changes(
     without, _ = made(tmp_path / "without", embeddings=embeddings, **shape)
     table, report = made(tmp_path / "with", embeddings=embeddings, data=str(data), newcomers=True, **shape)
     num = prepared.num_train_users
-    assert np.array_equal(tokens_by_row(table, prepared, "stu"), table.tokens)
+    assert np.array_equal(codes_of(table, prepared, "stu").tokens, table.tokens)
     assert np.array_equal(table.user_ids, prepared.user_ids) and np.array_equal(table.tokens[:num], without.tokens)
     assert len(np.unique(table.tokens, axis=0)) == prepared.num_users
     assert (table.tokens < table.sizes).all() and report["sizes"] == list(table.sizes)
