@@ -7,6 +7,7 @@ slice, slot i of `event` and `condition` is row i of those small tables, and eve
     city       [2] []  [5] [ ] [ ]    <- their profile
     event      [0] [1] [2] [3] [ ]    <- kinds of event: 2 · action + direction
     condition  [0] [1] [2] [ ] [ ]    <- action asked for: 0 is any
+    cluster    [0] [1] [2] [3] …      <- every centroid, where the model has clusters
 
 With tokenized users there is no key `user`: slot i of `stu_l` is the token of the i-th distinct user at level l, and
 slot i of `codebook_l` is token i of that level, read from the same table.

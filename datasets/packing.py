@@ -46,12 +46,16 @@ class Tables:
     sizes: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, data: PreparedData, sizes: tuple[int, ...] = ()) -> "Tables":
-        """Users are ids, or, with `sizes`, codes: a table a level, the first with a row for who has no code."""
+    def of(cls, data: PreparedData, sizes: tuple[int, ...] = (), clusters: int = 0) -> "Tables":
+        """Users are ids, or, with `sizes`, codes: a table a level, the first with a row for who has no code.
+
+        With `clusters`, one more of so many centroids.
+        """
         users = {f"stu_{level}": size + (level == 0) for level, size in enumerate(sizes)}
         small = {"event": 2 * len(data.actions), "condition": 1 + len(data.actions)}
         profiles = {f"profile_{name}": rows for name, rows in data.profile_rows.items()}
-        return cls({**(users or {"user": data.num_train_users + 1}), **small, **profiles}, sizes)
+        centroids = {"cluster": clusters} if clusters else {}
+        return cls({**(users or {"user": data.num_train_users + 1}), **small, **profiles, **centroids}, sizes)
 
     def features(self, table: str) -> tuple[str, ...]:
         """Keys of the batch that read a table."""
@@ -64,12 +68,14 @@ class Packer:
     With `codes` users are read by their tokens; of its rows, in vocabulary order, those of the train users count.
     """
 
-    def __init__(self, data: PreparedData, config: ContextConfig, codes: Codes | None = None) -> None:
+    def __init__(
+        self, data: PreparedData, config: ContextConfig, codes: Codes | None = None, clusters: int = 0
+    ) -> None:
         self.data = data
         self.config = config
         self.state = PointInTime(data)
         self.codes = codes
-        self.tables = Tables.of(data, codes.sizes if codes is not None else ())
+        self.tables = Tables.of(data, codes.sizes if codes is not None else (), clusters)
         self.unknown = data.num_users
         self.profiles = {
             f"profile_{name}": (data.array(f"profile_{name}_offsets"), data.array(f"profile_{name}_values"))
@@ -138,7 +144,7 @@ class Packer:
         """What the tables are asked for: slot i is the i-th of the distinct users."""
         rows = self.tables.rows
         values, lengths = self._user_ids(distinct)
-        for key in ("event", "condition"):
+        for key in filter(rows.__contains__, ("event", "condition", "cluster")):
             values[key], lengths[key] = np.arange(rows[key]), np.ones(rows[key], np.int64)
         for key, (offsets, codes) in self.profiles.items():
             known = distinct != self.unknown

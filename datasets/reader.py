@@ -40,6 +40,7 @@ class Reader(Dataset[Batch]):
         rank: int = 0,
         world_size: int = 1,
         codes: Codes | None = None,
+        clusters: int = 0,
     ) -> None:
         if config.batch_size < data.chunk_length:
             raise FriendrecError(
@@ -48,7 +49,7 @@ class Reader(Dataset[Batch]):
             )
         self.data, self.config, self.seed = data, config, seed
         self.rank, self.world_size = rank, world_size
-        self.packer = Packer(data, context, codes)
+        self.packer = Packer(data, context, codes, clusters)
         targets = np.array([action.role == "target" for action in data.actions])
         entries = data.event_entry[: data.num_train_events]
         self.event = np.flatnonzero(targets[data.action[entries]])

@@ -1,5 +1,6 @@
 """Shape of the models; free of torch, so that the command line stays quick."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -32,6 +33,18 @@ class EncoderConfig:
     """Width of the hidden layers."""
     copy_term: bool = True
     """Learn a bonus for the actor's own contacts; off shows what ids alone can do."""
+    clusters: Literal["off", "residual", "representation"] = "off"
+    """Clusters inside the model, learned with it. `residual`: a learned share of the clustered vector is added to the
+    vector of each tower; `representation`: it takes its place, so that users of a cluster look alike. Either gives
+    two towers the lists of an index of kind clusters; tokens have an index of their own."""
+    num_clusters: int = 0
+    """Centroids; 0 is about √users, and from 65,536 users on one for 256. A square number where two_level."""
+    two_level: bool = True
+    """√C cells of √C centroids: a query scores the cells, then the centroids of the best. Off: it scores all."""
+    co_assignment_loss: float = 0.1
+    """Weight of the loss that a query should expect its target's list. More finds more friends in fewer lists."""
+    list_balance_loss: float = 0.1
+    """Weight of the loss that lists should be equally long. Raise it when the logged `fullest` is above 4."""
 
     def __post_init__(self) -> None:
         if min(self.dim, self.num_heads, self.hidden) < 1 or self.dim % 4 or self.dim % self.num_heads:
@@ -44,7 +57,23 @@ class EncoderConfig:
             raise FriendrecError(f"gate_top_k {self.gate_top_k} must be between 0 and num_experts {self.num_experts}")
         if self.gate_top_k and self.interaction != "moe":
             raise FriendrecError(f"gate_top_k {self.gate_top_k} must come with --interaction moe: an mlp has no gate")
-        _check_not_negative("balance_loss", self.balance_loss)
+        for name in ("balance_loss", "co_assignment_loss", "list_balance_loss"):
+            _check_not_negative(name, getattr(self, name))
+        if self.num_clusters < 0 or (self.two_level and math.isqrt(self.num_clusters) ** 2 != self.num_clusters):
+            near = round(max(self.num_clusters, 1) ** 0.5) ** 2
+            raise FriendrecError(
+                f"num_clusters {self.num_clusters} is no square of cells: pass {near}, 0 to go by the number of users, "
+                "or --no-two-level"
+            )
+
+    def clusters_of(self, num_users: int) -> int:
+        """Centroids for so many users; 0 where clusters are off."""
+        if self.clusters == "off":
+            return 0
+        wanted = self.num_clusters or round(max(num_users**0.5, num_users / 256) ** 0.5) ** 2
+        if wanted > num_users:
+            raise FriendrecError(f"num_clusters {wanted} are more than the {num_users} users: pass fewer, or 0")
+        return wanted
 
 
 @dataclass(frozen=True, kw_only=True)

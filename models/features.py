@@ -14,6 +14,7 @@ class Slots:
     event: Tensor
     condition: Tensor
     codebooks: tuple[Tensor, ...] = ()  # a level each: the vector of token i at slot i
+    clusters: Tensor | None = None  # [C, D] every centroid, where the model has them
 
 
 class Lookup(nn.Module):
@@ -32,6 +33,5 @@ class Lookup(nn.Module):
         tokens = [vectors[f"stu_{level}"] for level in levels]
         profile = [vector for key, vector in vectors.items() if key.startswith("profile_")]
         user = sum(profile, sum(tokens, vectors.get("user", 0.0)))
-        return Slots(
-            user, vectors["event"], vectors["condition"], tuple(vectors[f"codebook_{level}"] for level in levels)
-        )
+        codebooks = tuple(vectors[f"codebook_{level}"] for level in levels)
+        return Slots(user, vectors["event"], vectors["condition"], codebooks, vectors.get("cluster"))

@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy
 
 from friendrec.datasets.batch import Batch, Context
 from friendrec.datasets.state import PAIR_FEATURES
+from friendrec.models.clustering import QUERY, Clustering
 from friendrec.models.config import StuConfig
 from friendrec.models.features import Lookup, Slots
 from friendrec.models.interaction import utilisation, utilisation_scalars, weighted_balance_loss
@@ -35,12 +36,20 @@ class Stu(nn.Module):
     The decoder reads the tokens' vectors and predicts with them: a logit is a product with the token's vector.
     """
 
-    def __init__(self, config: StuConfig, tables: nn.Module, context_length: int, sizes: tuple[int, ...]) -> None:
+    def __init__(
+        self,
+        config: StuConfig,
+        tables: nn.Module,
+        context_length: int,
+        sizes: tuple[int, ...],
+        num_clusters: int = 0,
+    ) -> None:
         super().__init__()
         self.config, self.sizes = config, sizes
         self.lookup = Lookup(tables)
         self.history = history_encoder(config, context_length)
         self.query_tower = QueryTower(config)
+        self.clustering = Clustering(config, num_clusters, indexed=False) if num_clusters else None
         self.memory = Memory(config.dim, config.memory)
         self.decoder = {"towers": Towers, "transformer": CausalTransformer}[config.decoder](config, len(sizes))
         self.heads = nn.ModuleList(Head(config.dim, sizes[: level + 1]) for level in range(len(sizes)))
@@ -125,6 +134,8 @@ class Stu(nn.Module):
         condition_BD = slots.condition.index_select(0, context.condition)
         history_BD = self.history(context, slots)
         vector, gate_BX = self.query_tower(actor_BD, history_BD, condition_BD, context.clock)
+        if self.clustering is not None and slots.clusters is not None:
+            vector = self.clustering(vector, slots.clusters[: len(self.clustering.load)], QUERY)
         memory_BMD, stands_BM = self.memory(context, slots)
         return torch.cat([vector[:, :-1], memory_BMD.flatten(1), stands_BM.to(vector)], dim=1), gate_BX
 

@@ -16,6 +16,7 @@ def build_model(config: RunConfig, tables: Tables) -> TwoTower | Stu:
         [Table(name, rows, config.model.dim, tables.features(name)) for name, rows in tables.rows.items()]
     )
     torch.manual_seed(config.training.seed)
+    clusters = tables.rows.get("cluster", 0)
     if isinstance(config.model, StuConfig):
-        return Stu(config.model, collection, config.context.context_length, tables.sizes)
-    return TwoTower(config.model, collection, config.context.context_length)
+        return Stu(config.model, collection, config.context.context_length, tables.sizes, clusters)
+    return TwoTower(config.model, collection, config.context.context_length, clusters)

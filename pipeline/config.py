@@ -3,7 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -114,6 +114,12 @@ def two_tower_moe() -> RunConfig:
     )
 
 
+def two_tower_clusters() -> RunConfig:
+    """`two_tower_moe` with clusters inside the model, which are the lists of its index."""
+    moe = two_tower_moe()
+    return replace(moe, preset="two_tower_clusters", model=replace(moe.model, clusters="residual"))
+
+
 def stu() -> RunConfig:
     """Users as short codes of tokens; a decoder writes the code of the next friend, token by token."""
     return RunConfig(preset="stu", model=StuConfig(), reader=ReaderConfig(negatives="none"))
@@ -122,6 +128,7 @@ def stu() -> RunConfig:
 PRESETS: dict[str, Callable[[], RunConfig]] = {
     "two_tower_mlp": two_tower_mlp,
     "two_tower_moe": two_tower_moe,
+    "two_tower_clusters": two_tower_clusters,
     "stu": stu,
 }
 

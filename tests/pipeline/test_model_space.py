@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -72,11 +73,17 @@ def test_the_use_of_the_experts_is_logged(data: Path, tmp_path: Path, top_k: int
 
 
 def test_the_preset_two_tower_moe_is_a_transformer_and_a_mixture() -> None:
-    assert list(PRESETS) == ["two_tower_mlp", "two_tower_moe", "stu"]
+    assert list(PRESETS) == ["two_tower_mlp", "two_tower_moe", "two_tower_clusters", "stu"]
     ours, plain = preset("two_tower_moe"), preset("two_tower_mlp")
     assert (ours.model.history_encoder, ours.model.interaction) == ("transformer", "moe")
     assert (plain.model.history_encoder, plain.model.interaction) == ("pooled_attention", "mlp")
     assert ours.reader == plain.reader
+
+
+def test_the_preset_two_tower_clusters_is_two_tower_moe_with_one_field_changed() -> None:
+    ours, base = preset("two_tower_clusters"), preset("two_tower_moe")
+    assert (ours.model.clusters, base.model.clusters) == ("residual", "off")
+    assert replace(ours, preset=base.preset, model=replace(ours.model, clusters="off")) == base
 
 
 @pytest.mark.parametrize(
