@@ -46,7 +46,7 @@ class ApproximateIndex:
     @classmethod
     def ivf(cls, vectors: NDArray[np.float32], user_ids: UserIds, nlist: int | None = None, nprobe: int = 1) -> Self:
         """Lists around `nlist` centroids of k-means, `default_lists` where it is None."""
-        stored = _of_one_length(vectors)
+        stored = of_one_length(vectors)
         num, dimensions = stored.shape
         lists = min(nlist or default_lists(num), num)
         index = faiss.IndexIVFFlat(faiss.IndexFlatIP(dimensions), dimensions, lists, faiss.METRIC_INNER_PRODUCT)
@@ -58,7 +58,7 @@ class ApproximateIndex:
     @classmethod
     def hnsw(cls, vectors: NDArray[np.float32], user_ids: UserIds, m: int = 32, ef: int = 64) -> Self:
         """A graph in which a candidate has up to `m` neighbours on each level, 2 m on the lowest."""
-        stored = _of_one_length(vectors)
+        stored = of_one_length(vectors)
         index = faiss.IndexHNSWFlat(stored.shape[1], m, faiss.METRIC_INNER_PRODUCT)
         index.hnsw.efConstruction = CONSTRUCTION_EFFORT
         index.add(stored)
@@ -160,7 +160,7 @@ def _with_vectors(index: Any) -> Any:
     return index
 
 
-def _of_one_length(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+def of_one_length(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     """`[N, D + 1]`."""
     squares = np.square(vectors, dtype=np.float64).sum(axis=1)
     return np.column_stack([vectors, np.sqrt(squares.max(initial=0) - squares)]).astype(np.float32)

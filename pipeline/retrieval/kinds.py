@@ -10,7 +10,7 @@ from friendrec.errors import FriendrecError
 from friendrec.pipeline.retrieval.files import UserIds, read_meta
 from friendrec.pipeline.retrieval.protocol import Retriever
 
-Kind = Literal["exact", "ivf", "hnsw", "milvus", "stu"]
+Kind = Literal["exact", "ivf", "hnsw", "clusters", "milvus", "stu"]
 
 
 class Index(Retriever, Protocol):
@@ -42,6 +42,10 @@ def load_index(directory: Path) -> Index:
         from friendrec.pipeline.retrieval.approximate import ApproximateIndex
 
         return ApproximateIndex.load(directory)
+    if kind == "clusters":
+        from friendrec.pipeline.retrieval.clusters import ClusterIndex
+
+        return ClusterIndex.load(directory)
     if kind == "milvus":
         from friendrec.pipeline.retrieval.milvus import MilvusIndex
 

@@ -21,13 +21,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with its embeddings, and what it is worth without an index."""
     root = tmp_path_factory.mktemp("every-kind")
     publish_data(root / "data")
-    train_run(root / "data", root / "run", "--epochs=1", "--workers=0")
+    train_run(root / "data", root / "run", "--epochs=1", "--workers=0", "--clusters=residual")
     export.main(ExportOptions(run=str(root / "run"), data=str(root / "data"), out=str(root / "embeddings")))
     evaluate.main(EvaluateOptions(run=str(root / "run"), data=str(root / "data"), out=str(root / "report")))
     return root
 
 
-@pytest.mark.parametrize("kind", ["exact", pytest.param("ivf", marks=pytest.mark.long), "hnsw", "milvus"])
+@pytest.mark.parametrize("kind", ["exact", pytest.param("ivf", marks=pytest.mark.long), "hnsw", "clusters", "milvus"])
 def test_evaluate_and_recommend_with_an_index(world: Path, tmp_path: Path, kind: Any) -> None:
     run, data, built = str(world / "run"), str(world / "data"), str(tmp_path / "index")
     index.main(IndexOptions(embeddings=str(world / "embeddings"), kind=kind, out=built))
@@ -45,7 +45,7 @@ def test_evaluate_and_recommend_with_an_index(world: Path, tmp_path: Path, kind:
             assert ("mrr" in own and "mean_rank" in own) == full
             for metric in ("recall@10", "recall@50", "recall@100", "ndcg@10"):
                 assert own[metric] == pytest.approx(
-                    figures[state][metric], abs=0.03 if kind in ("ivf", "hnsw") else 1e-6
+                    figures[state][metric], abs=0.03 if kind in ("ivf", "hnsw", "clusters") else 1e-6
                 )
     recommended = pq.read_table(tmp_path / "recs" / "part-0.parquet")
     users = pq.read_table(world / "data" / "vocabulary").num_rows
