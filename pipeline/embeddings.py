@@ -1,7 +1,12 @@
-"""Embeddings as Parquet: `user_id`, and `query` and `target` as fixed-size lists; int8 has a scale beside each."""
+"""Embeddings as Parquet: `user_id`, and `query` and `target` as fixed-size lists; int8 has a scale beside each.
+
+Where the model has clusters, `clusters.npz` holds their centroids in the space of the targets: `centroids` float32
+`[C, D + 1]` and `cells`, the number of cells that they lie in, one after the other.
+"""
 
 from pathlib import Path
 from typing import Literal
+from zipfile import BadZipFile
 
 import numpy as np
 import pyarrow as pa
@@ -10,7 +15,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from friendrec.errors import FriendrecError
+from friendrec.pipeline.retrieval.centroids import Centroids
 
+CLUSTERS = "clusters.npz"
 Dtype = Literal["float32", "float16", "int8"]
 
 
@@ -55,3 +62,20 @@ def vectors_of(table: pa.Table, which: str) -> NDArray[np.float32]:
     if f"{which}_scale" in table.column_names:
         vectors *= table[f"{which}_scale"].to_numpy()[:, None]
     return vectors
+
+
+def write_centroids(directory: Path, centroids: Centroids) -> None:
+    """Beside the vectors of the same model."""
+    np.savez(directory / CLUSTERS, centroids=centroids.vectors, cells=np.int64(centroids.cells))
+
+
+def read_centroids(directory: Path) -> Centroids | None:
+    """The centroids of the model that made the embeddings, where it has any."""
+    if not (directory / CLUSTERS).exists():
+        return None
+    try:
+        with np.load(directory / CLUSTERS) as file:
+            centroids = Centroids(file["centroids"], int(file["cells"]))
+    except (OSError, EOFError, KeyError, ValueError, BadZipFile, FriendrecError) as error:
+        raise FriendrecError(f"{directory / CLUSTERS} holds no centroids in cells: export again") from error
+    return centroids

@@ -27,7 +27,8 @@ class ExportOptions:
     data: str
     """Prepared data that the run was trained on."""
     out: str
-    """Directory of the embeddings: part-<rank>.parquet with user_id, query, target."""
+    """Directory of the embeddings: part-<rank>.parquet with user_id, query, target; clusters.npz of a run with
+    clusters."""
     as_of: str | None = None
     """Time (ISO 8601, UTC unless it says otherwise) before which events count; by default the end of the log."""
     dtype: Literal["float32", "float16", "int8"] = "float32"
@@ -47,8 +48,8 @@ def main(options: ExportOptions) -> None:
     from friendrec.datasets.packing import Packer
     from friendrec.models.config import TwoTowerConfig
     from friendrec.pipeline.build import build_model
-    from friendrec.pipeline.embeddings import write_part
-    from friendrec.pipeline.inference import encode_queries, encode_targets, num_blocks, open_run
+    from friendrec.pipeline.embeddings import write_centroids, write_part
+    from friendrec.pipeline.inference import centroids_of, encode_queries, encode_targets, num_blocks, open_run
     from friendrec.sharding import checkpoint
     from friendrec.sharding.parallel import process_group, shard
     from friendrec.sharding.plan import make_plan
@@ -58,7 +59,7 @@ def main(options: ExportOptions) -> None:
         raise FriendrecError(
             f"{options.run} writes codes of users and has no vectors: export the run whose embeddings were tokenized"
         )
-    packer = Packer(data, config.context)
+    packer = Packer(data, config.context, clusters=config.model.clusters_of(data.num_train_users))
     as_of = end_of_log(data) if wanted is None else wanted
     model = build_model(config, packer.tables)
     with process_group() as device:
@@ -69,10 +70,15 @@ def main(options: ExportOptions) -> None:
         share = -(-packer.tables.rows["user"] // dist.get_world_size())  # row-wise, however the run was trained
         own = np.arange(dist.get_rank() * share, min((dist.get_rank() + 1) * share, data.num_train_users))
         blocks = num_blocks(share)
+        centroids = centroids_of(sharded.module, packer)
         extra = {"as_of": as_of, "dimensions": config.model.dim + 1, "dtype": options.dtype}
+        if centroids is not None:
+            extra["clusters"] = len(centroids)
         with publish_together(options.out, kind="embeddings", options=options, inputs=inputs, extra=extra) as attempt:
             targets = encode_targets(sharded.module, packer, own, blocks)
             queries = encode_queries(sharded.module, packer, own, np.full(len(own), as_of), blocks)
             part = attempt / f"part-{dist.get_rank()}.parquet"
             write_part(part, data.user_ids[own], queries.vector, targets, options.dtype)
+            if centroids is not None and dist.get_rank() == 0:
+                write_centroids(attempt, centroids)
         say(f"{data.num_train_users:,} users as of {format_time(as_of)}: {options.out}")

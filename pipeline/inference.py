@@ -24,6 +24,7 @@ from friendrec.pipeline.config import RunConfig
 from friendrec.pipeline.evaluation.seen import SeenOnly
 from friendrec.pipeline.evaluation.tasks import LEVEL, Exclusions
 from friendrec.pipeline.publish import fingerprint, open_published
+from friendrec.pipeline.retrieval.centroids import Centroids
 from friendrec.pipeline.retrieval.exact import ExactIndex
 from friendrec.pipeline.retrieval.kinds import Index, VectorIndex, load_index
 from friendrec.pipeline.retrieval.protocol import Queries
@@ -82,7 +83,7 @@ def open_recommender(run: str | Path, data: str | Path, index: str | Path | None
     """Open a finished run on its prepared data; without an index, one over the run's own target vectors."""
     config, prepared, weights = open_run(run, data)
     codes = codes_of(tokens_of_run(run), prepared, run) if isinstance(config.model, StuConfig) else None
-    packer = Packer(prepared, config.context, codes)
+    packer = Packer(prepared, config.context, codes, config.model.clusters_of(prepared.num_train_users))
     model = build_model(config, packer.tables)
     load_whole(weights, model)
     model.eval()
@@ -129,7 +130,8 @@ def _knowing(packer: Packer, index: StuIndex) -> Packer:
     assert packer.codes is not None
     if len(index) <= len(packer.codes.tokens):
         return packer
-    return Packer(packer.data, packer.config, Codes(index.codes_of(np.arange(len(index))), packer.codes.sizes))
+    codes = Codes(index.codes_of(np.arange(len(index))), packer.codes.sizes)
+    return Packer(packer.data, packer.config, codes, packer.tables.rows.get("cluster", 0))
 
 
 @torch.no_grad()
@@ -152,7 +154,9 @@ def _open_index(index: str | Path, data: PreparedData, model: TwoTower, packer: 
     expected, found = encode_targets(model, packer, sample), opened.vectors_of(sample)
     if not np.isfinite(found).all():
         raise FriendrecError(f"{index} holds vectors that are not finite, so nothing can be ranked: make it again")
-    if expected.shape != found.shape or np.abs(expected - found).max() > 0.02 * np.abs(expected).max():
+    there = found.any(axis=1)  # of who was deleted from the index, it gives zeros
+    same = expected.shape == found.shape
+    if not same or np.abs(expected - found)[there].max(initial=0) > 0.02 * np.abs(expected).max():
         raise FriendrecError(f"{index} holds other vectors than the run gives: export this run and index that")
     return opened
 
@@ -228,6 +232,20 @@ def encode_targets(model: TwoTower, packer: Packer, users: Rows, blocks: int = 0
         for block in np.array_split(users, blocks or num_blocks(len(users)))
     ]
     return np.concatenate(vectors)
+
+
+@torch.no_grad()
+def centroids_of(model: TwoTower, packer: Packer) -> Centroids | None:
+    """The lists of a model with clusters, as training left them; ranks of a sharded model call this together.
+
+    None where it has none, or was stopped before they were placed.
+    """
+    clustering = model.clustering
+    if clustering is None or not clustering.ready:
+        return None
+    table = model.lookup(packer.ids(np.empty(0, np.int64)).to(_device(model))).clusters
+    assert table is not None
+    return Centroids(clustering.centroids(table[: len(clustering.load)]).cpu().numpy(), clustering.cells)
 
 
 def _device(model: TwoTower | Stu) -> torch.device:

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from friendrec.datasets.reader import Reader
 from friendrec.errors import FriendrecError
 from friendrec.pipeline import forward
 from friendrec.pipeline.build import build_model
+from friendrec.pipeline.clustering import ClusterTraining
 from friendrec.pipeline.config import RunConfig, run_inputs
 from friendrec.pipeline.initial import open_given, start_from
 from friendrec.pipeline.tokens import TOKENS, codes_of, read_tokens, write_tokens
@@ -67,6 +69,8 @@ class Progress:
     done: bool = False
     """Nothing is left to train: the last epoch, the time limit or early stopping came."""
     preempted: bool = False
+    revived: int = 0
+    """Dead centroids that were put elsewhere."""
 
 
 @dataclass
@@ -79,6 +83,8 @@ class Job:
     model: DistributedModelParallel
     optimizers: Optimizers
     validation: Validation
+    clusters: ClusterTraining | None
+    """What places the lists of a model with clusters."""
     parameters: int
     rank: int
     world_size: int
@@ -108,12 +114,23 @@ class Job:
 
         def loss_of(batch: Batch) -> Tensor:
             self.optimizers.start_step(progress.step, total)
+            if self.clusters is not None:
+                progress.revived += self.clusters.start_step(progress.step, total)
             loss: Tensor = self.model(batch)
             return loss
 
+        for batches in self._parts(progress):
+            precision = self.config.training.precision
+            yield from forward.losses(loss_of, sharded_tables(self.model), batches, self.device, precision)
+
+    def _parts(self, progress: Progress) -> Iterator[Iterator[Batch]]:
+        """The batches left of the epoch, at one go, or in two with k-means between them: it looks up on its own."""
         batches = self.batches(progress.epoch, progress.batch)
-        precision = self.config.training.precision
-        return forward.losses(loss_of, sharded_tables(self.model), batches, self.device, precision)
+        if self.clusters is not None and progress.step <= self.clusters.first:
+            yield islice(batches, self.clusters.first - progress.step)
+            self._refuse_to_go_on_with_nan()
+            self.clusters.place()
+        yield batches
 
     def agree(self, loss: Tensor, stop: bool, late: bool) -> Callable[[], tuple[float, bool, bool]]:
         """Ask all ranks for their loss, and whether they were asked to stop or are late, without waiting for them.
@@ -132,6 +149,12 @@ class Job:
             return mean, stops > 0, lates > 0
 
         return answer
+
+    def settle(self) -> None:
+        """After an epoch, or when time is up: lists as even as they are to be published."""
+        self._refuse_to_go_on_with_nan()
+        if self.clusters is not None:
+            self.clusters.settle()
 
     def validate(self) -> dict[str, dict[str, float]]:
         """Metrics of the tasks on events of the validation period, live."""
@@ -165,6 +188,8 @@ class Job:
             return
         if "loss" in values:
             values |= self.model.module.scalars()
+            if self.clusters is not None:
+                values["clusters"]["revived"] = progress.revived
         line = {"step": progress.step, "epoch": progress.epoch, "seconds": round(progress.seconds, 2), **values}
         with (self.out / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
@@ -220,7 +245,8 @@ def start(
     codes = codes_of(table, data, f"--tokens {tokens}") if table else None
     with process_group(config.sharding.device) as device:
         rank, world_size = dist.get_rank(), dist.get_world_size()
-        reader = Reader(data, config.context, config.reader, config.training.seed, rank, world_size, codes)
+        clusters = config.model.clusters_of(data.num_train_users)
+        reader = Reader(data, config.context, config.reader, config.training.seed, rank, world_size, codes, clusters)
         model = build_model(config, reader.packer.tables)
         if model.copy_term is not None:
             model.copy_term.standardise(_contact_sample(reader))
@@ -238,13 +264,16 @@ def start(
         sharded = shard(model, plan, device, config.training.seed)
         if given is not None:
             start_from(given, sharded)
+        optimizers = Optimizers(sharded, config.optimizer)
+        total = config.training.epochs * reader.steps
         yield Job(
             config=config,
             out=out,
             reader=reader,
             model=sharded,
-            optimizers=Optimizers(sharded, config.optimizer),
+            optimizers=optimizers,
             validation=validation,
+            clusters=ClusterTraining.of(sharded, optimizers, reader.packer, total, reader.steps),
             parameters=parameters,
             rank=rank,
             world_size=world_size,
@@ -255,7 +284,8 @@ def start(
 def print_plan(config: RunConfig, data_path: Path, world_size: int, tokens: str | None = None) -> None:
     """The sharding plan for a number of processes, made without them."""
     sizes = read_tokens(tokens)[0].sizes if tokens else ()
-    model = build_model(config, Tables.of(load_prepared(data_path), sizes))
+    data = load_prepared(data_path)
+    model = build_model(config, Tables.of(data, sizes, config.model.clusters_of(data.num_train_users)))
     Console().print(plan_table(model, make_plan(model, world_size, config.sharding), world_size))
 
 

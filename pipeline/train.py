@@ -148,8 +148,9 @@ def fit(job: "Job", progress: "Progress") -> "Progress":
 
 
 def _judge(job: "Job", progress: "Progress") -> None:
-    """Validate; remember the best step."""
+    """Make what there is fit to be published, validate it, remember the best step."""
     began = time.monotonic()
+    job.settle()
     metrics = job.validate()
     taken = time.monotonic() - began
     progress.seconds, progress.validation_seconds = progress.seconds + taken, progress.validation_seconds + taken

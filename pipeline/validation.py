@@ -16,10 +16,11 @@ from friendrec.datasets.packing import Packer
 from friendrec.errors import FriendrecError
 from friendrec.models.stu import Stu
 from friendrec.models.two_tower import TwoTower
+from friendrec.pipeline.clustering import load_of, spread
 from friendrec.pipeline.evaluation.metrics import summary
 from friendrec.pipeline.evaluation.scoring import places_among
 from friendrec.pipeline.evaluation.tasks import LEVEL, Events, Exclusions, scored_events
-from friendrec.pipeline.inference import encode_queries, encode_targets, num_blocks, writer
+from friendrec.pipeline.inference import centroids_of, encode_queries, encode_targets, num_blocks, writer
 from friendrec.pipeline.retrieval.exact import ExactIndex
 from friendrec.pipeline.retrieval.protocol import Queries
 from friendrec.pipeline.retrieval.stu import StuIndex
@@ -54,7 +55,7 @@ class Validation:
         return cls(packer, sampled, exclusions)
 
     def metrics(self, model: TwoTower | Stu) -> dict[str, dict[str, float]]:
-        """Metrics of each task; all ranks call it together."""
+        """Metrics of each task, and of a model with clusters how even its lists are; all ranks call it together."""
         model.eval()
         metrics = self._generated(model) if isinstance(model, Stu) else self._ranked(model)
         model.train()
@@ -63,7 +64,10 @@ class Validation:
     def _ranked(self, model: TwoTower) -> dict[str, dict[str, float]]:
         """All queries against every rank's share of the candidates."""
         queries, shard = Queries.concatenate(_gathered(self._own_queries(model))), self._own_candidates(model)
-        return {task: summary(self._ranks(task, queries, *shard)) for task in TASKS}
+        metrics = {task: summary(self._ranks(task, queries, *shard)) for task in TASKS}
+        if (centroids := centroids_of(model, self.packer)) is not None:
+            metrics["clusters"] = spread(_sum(load_of(centroids, shard[1].vectors)))
+        return metrics
 
     def _generated(self, model: Stu) -> dict[str, dict[str, float]]:
         """Every rank searches for its share of the events: the codes of the candidates are on each."""

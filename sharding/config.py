@@ -8,6 +8,11 @@ from friendrec.errors import FriendrecError
 
 Sharding = Literal["row_wise", "table_wise", "column_wise", "data_parallel", "auto"]
 
+READ_WHOLE = frozenset({"cluster"})
+"""Tables that may be long and that every batch reads from the first row to the last."""
+SMALL_TABLE = 4 << 20
+"""Bytes up to which such a table is copied to every process rather than sent there in every step."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ShardingConfig:
@@ -22,7 +27,8 @@ class ShardingConfig:
     number of processes only. data_parallel: a copy on each, for small tables. auto: TorchRec's planner chooses."""
     table_sharding: dict[str, Sharding] = field(default_factory=dict)
     """The same for other tables, by name as --plan-only prints it. Default: row_wise where every process gets a row,
-    table_wise for shorter tables; with --sharding auto, auto."""
+    table_wise for shorter tables; data_parallel for a table that every batch reads whole, as long as it has no more
+    than 4 MiB; with --sharding auto, auto."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """What trains; auto takes CUDA where torch finds it."""
 
@@ -35,7 +41,7 @@ class ShardingConfig:
             raise FriendrecError(f"device is {self.device!r}: choose auto, cpu or cuda")
 
     def of(self, table: str) -> Sharding | None:
-        """What is asked for a table; None leaves it to its number of rows."""
+        """What is asked for a table; None leaves it to its size."""
         if table in self.table_sharding:
             return self.table_sharding[table]
         return self.sharding if table == "user" or self.sharding == "auto" else None

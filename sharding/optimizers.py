@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torchrec.distributed import DistributedModelParallel
 from torchrec.optim import RowWiseAdagrad
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
@@ -82,6 +83,17 @@ class Optimizers:
         self.dense.step()
         self.replicated_adagrad.step()
         return float(norm)
+
+    def accumulators(self, table: str) -> list[Tensor]:
+        """Row-wise Adagrad's sum of squares of each row, `[rows]` a shard, in the order of `local_shards`.
+
+        It is the storage itself.
+        """
+        for name, state in self.state_dict()["state"].items():
+            if name.endswith(f".{table}.weight"):
+                value = state[f"{table}.momentum1"]
+                return [shard.tensor for shard in value.local_shards()] if isinstance(value, ShardedTensor) else [value]
+        return []  # all of it lies on another rank
 
     def state_dict(self) -> dict[str, Any]:
         """State by parameter, under the same names and in the same shapes however a table is spread.

@@ -31,6 +31,8 @@ _CHUNK = 1 << 16  # rows
 # What this pair of releases says of its own calls into each other is no news to a user.
 warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch(rec)?\.distributed")
 warnings.filterwarnings("ignore", category=FutureWarning, message="Please use DTensor instead")
+# Nor is that a copied table's lookup has no autograd kernel for CPU: its gradient is checked by the tests.
+warnings.filterwarnings("ignore", message="fbgemm::dense_embedding_codegen_lookup_function")
 for chatty in ("torch.fx._symbolic_trace", "torchrec.distributed.utils"):
     logging.getLogger(chatty).setLevel(logging.ERROR)
 
@@ -143,6 +145,19 @@ def local_shards(dmp: DistributedModelParallel, table: str) -> list[LocalShard]:
 def _local_shard(part: ShardOfTensor, dim: int) -> LocalShard:
     row, column = part.metadata.shard_offsets
     return LocalShard(row, column, dim, part.tensor)
+
+
+@torch.no_grad()
+def whole_table(dmp: DistributedModelParallel, table: str) -> Tensor:
+    """A copy of all of a table `[rows, dim]` on every rank, which all ranks ask for together: for one that is short."""
+    weight = sharded_tables(dmp).state_dict()[f"embedding_bags.{table}.weight"]
+    if not isinstance(weight, ShardedTensor):
+        return weight.detach().clone()
+    whole = torch.zeros(weight.size(), device=dmp.device)
+    for part in local_shards(dmp, table):
+        whole[part.first_row : part.first_row + len(part.values), part.columns] = part.values
+    dist.all_reduce(whole)
+    return whole
 
 
 def replicated_tables(dmp: DistributedModelParallel) -> dict[str, nn.Parameter]:

@@ -19,7 +19,7 @@ from torchrec.distributed.planner.types import KernelConfig, PlannerError, Topol
 from torchrec.distributed.types import ShardingPlan, ShardingType
 
 from friendrec.errors import FriendrecError
-from friendrec.sharding.config import ShardingConfig
+from friendrec.sharding.config import READ_WHOLE, SMALL_TABLE, ShardingConfig
 
 _FLOAT = 4  # bytes
 _UNLIMITED = 1 << 60  # the plan states what a rank needs, also on a machine that is too small for it
@@ -131,7 +131,10 @@ def _constraint(table: EmbeddingBagConfig, world_size: int, config: ShardingConf
             f"table {table.name} cannot be column_wise: FBGEMM wants columns in fours, and it has "
             f"{table.embedding_dim}; pass --dim 8 or more, or another --sharding"
         )
-    if asked in (None, "row_wise"):
+    is_small = table.num_embeddings * table.embedding_dim * _FLOAT <= SMALL_TABLE
+    if asked is None and table.name in READ_WHOLE and is_small:
+        types = [_DATA_PARALLEL]
+    elif asked in (None, "row_wise"):
         types = [_ROW_WISE if has_rows_for_all else _TABLE_WISE]
     elif asked == "auto":
         types = [*([_ROW_WISE] if has_rows_for_all else []), _TABLE_WISE, _DATA_PARALLEL]

@@ -35,6 +35,31 @@ def test_a_table_too_short_for_all_ranks_lies_on_one(world_size: int, sharding: 
     assert all(shard.rows for shard in mine)
 
 
+@pytest.mark.parametrize(
+    ("rows", "config", "sharding"),
+    [
+        (1 << 14, {}, "data_parallel"),  # 4 MiB
+        ((1 << 14) + 1, {}, "row_wise"),
+        (1, {}, "data_parallel"),
+        (1 << 14, {"sharding": "table_wise"}, "data_parallel"),  # which says where the user table lies
+        (1 << 14, {"table_sharding": {"cluster": "row_wise"}}, "row_wise"),
+        ((1 << 14) + 1, {"table_sharding": {"cluster": "data_parallel"}}, "data_parallel"),
+    ],
+)
+def test_what_every_batch_reads_whole_is_copied_while_it_is_small(
+    rows: int, config: dict[str, Any], sharding: str
+) -> None:
+    tables = [Table(name, rows, 64, (name,)) for name in ("cluster", "other")]
+    toy = nn.ModuleDict({"tables": embedding_bag_collection(tables)})
+    found = shards(toy, make_plan(toy, 2, ShardingConfig(**config)))
+    assert {(s.table, s.sharding) for s in found} == {
+        ("cluster", sharding),
+        ("other", "row_wise" if rows > 1 else "table_wise"),
+    }
+    held = sorted(s.rows for s in found if s.table == "cluster")
+    assert held == ([rows] * 2 if sharding == "data_parallel" else [rows // 2, rows - rows // 2])
+
+
 DENSE = 4 * 4 * (64 * 10 + 10)  # parameter, gradient, two moments; four bytes each
 SMALL = 5 * 65 * 4  # the action table and its momentum
 
