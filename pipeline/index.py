@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from friendrec.errors import FriendrecError
 from friendrec.pipeline.publish import is_finished, open_published, publish
+from friendrec.pipeline.together import say
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 EXAMPLES = """
 friendrec index --embeddings embeddings --out index
 friendrec index --embeddings s3://bucket/embeddings --kind hnsw --recall 0.95 --out index-hnsw
+friendrec index --embeddings embeddings --kind clusters --out index-clusters
+torchrun --nproc-per-node 2 --no-python -- friendrec index --embeddings embeddings --kind clusters --out index-clusters
 friendrec index --tokens stu --kind stu --out index-stu
 friendrec index --embeddings embeddings --kind milvus --uri http://milvus:19530 --collection friends --out index-milvus
 """
@@ -31,6 +34,7 @@ PARAMETERS = {
     "exact": (),
     "ivf": ("nlist", "nprobe", "recall"),
     "hnsw": ("m", "ef", "recall"),
+    "clusters": ("nprobe", "recall", "copies", "dtype"),
     "milvus": ("uri", "collection", "milvus_index"),
     "stu": ("tokens", "beam_width"),
 }
@@ -46,25 +50,34 @@ class IndexOptions:
     """Directory or URL that `friendrec export` made; every kind but stu needs it."""
     tokens: str | None = None
     """stu: directory or URL that `friendrec tokenize` made, with which the run was trained."""
-    kind: Literal["exact", "ivf", "hnsw", "milvus", "stu"] = "exact"
+    kind: Literal["exact", "ivf", "hnsw", "clusters", "milvus", "stu"] = "exact"
     """exact: every user is scored, nothing is missed; time grows with their number, and 100,000 take about 0.2 ms a
     query in a batch, less than the others. ivf: a query looks at some of the lists that users are sorted into; quick to
     build. hnsw: it walks a graph of neighbours; slow to build. Both are for more users, whose vectors form groups.
+    clusters: as ivf, by the clusters that the model was trained with; several processes build it, it is opened without
+    being read, and `friendrec update` changes it where it lies.
     milvus: an embedded Milvus Lite file or, with --uri, a cluster, for more users than a machine holds. stu: a trie of
     the users' tokens, in which an STU run writes friends by beam search; time hardly grows with the number of users."""
     nlist: int | None = None
     """ivf: number of lists, by default 4 √users, and 39 users a list at least. More make each shorter, and building
     slower."""
     nprobe: int | None = None
-    """ivf: lists that a query looks at, by default as many as --recall takes. Raise for recall, lower for speed."""
+    """ivf, clusters: lists that a query looks at, by default as many as --recall takes. Raise for recall, lower for
+    speed."""
     m: int | None = None
     """hnsw: neighbours of a user in the graph, by default 32. 16 saves 130 bytes a user, 64 helps where the recall
     wanted takes a long queue."""
     ef: int | None = None
     """hnsw: users in the queue of a walk, by default as many as --recall takes. Raise for recall, lower for speed."""
     recall: float | None = None
-    """ivf, hnsw: share of the exact 10 and of the exact best to be found, by default 0.98, measured on queries of
-    500 users when nprobe or ef is not given. Lower for speed."""
+    """ivf, hnsw, clusters: share of the exact 10 and of the exact best to be found, by default 0.98, measured on
+    queries of 500 users when nprobe or ef is not given. Lower for speed."""
+    copies: int | None = None
+    """clusters: lists that a user lies in, the nearest first, by default 2. 1 halves the disk taken, and takes more
+    lists for the same recall."""
+    dtype: Literal["float32", "float16", "int8"] | None = None
+    """clusters: how vectors are stored, by default float32. float16 halves them, int8 takes a quarter, and no number
+    moves by more than 0.4 % of its vector's largest."""
     uri: str | None = None
     """milvus: address of a server or cluster, as http://host:19530; a secret goes in the environment, as MILVUS_TOKEN.
     By default an embedded file in the index."""
@@ -79,13 +92,20 @@ class IndexOptions:
     out: str
     """Directory or URL to create."""
 
+    def __post_init__(self) -> None:
+        _check(self)  # here, so that `friendrec pipeline --index-args` tells mistakes before its first stage
+
 
 def main(options: IndexOptions) -> None:
     """Publish the index at `options.out`, or find it there already."""
-    _check(options)
     inputs = {name: path for name in ("embeddings", "tokens") if (path := getattr(options, name)) is not None}
     if is_finished(options.out, kind="index", options=options, inputs=inputs):
-        print(f"{options.out} is this index already.")
+        say(f"{options.out} is this index already.")
+        return
+    if options.kind == "clusters":
+        from friendrec.pipeline.build_clusters import publish_clusters
+
+        publish_clusters(options, inputs)
         return
     with publish(options.out, kind="index", options=options, inputs=inputs) as attempt:
         index, said = _of_tokens(options) if options.kind == "stu" else _of_vectors(options)
@@ -138,7 +158,7 @@ def _check(options: IndexOptions) -> None:
         raise FriendrecError(
             f"an index of kind {options.kind} is made of embeddings: pass --embeddings, what `friendrec export` made"
         )
-    effort = {"ivf": "nprobe", "hnsw": "ef"}.get(options.kind)
+    effort = {"ivf": "nprobe", "hnsw": "ef", "clusters": "nprobe"}.get(options.kind)
     if effort and options.recall is not None and getattr(options, effort) is not None:
         raise FriendrecError(f"--{effort} decides the recall: leave out --recall, or let it choose --{effort}")
     if options.recall is not None and options.recall > 1:

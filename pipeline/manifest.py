@@ -83,7 +83,7 @@ def describe(
     return Manifest(
         kind=kind,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        command=[Path(sys.argv[0]).name, *sys.argv[1:]],
+        command=command(),
         options=plain(options),
         inputs={name: {"path": absolute(path), "fingerprint": fingerprint(path)} for name, path in inputs.items()},
         versions=versions(),
@@ -108,12 +108,17 @@ def write_manifest(
     """
     directory = Path(directory)
     manifest = describe(directory, kind=kind, options=options, inputs=inputs, extra=extra or {}, only=only)
+    put_manifest(directory, manifest)
+    return manifest
+
+
+def put_manifest(directory: Path, manifest: Manifest) -> None:
+    """Write it, in place of one that may be there, whole or not at all."""
     unfinished = directory / f"{MANIFEST}.unfinished"
     unfinished.write_text(manifest.to_json())
     sync(unfinished)
-    unfinished.rename(directory / MANIFEST)
+    unfinished.replace(directory / MANIFEST)
     sync(directory)
-    return manifest
 
 
 def fingerprint(path: str | Path) -> str:
@@ -155,6 +160,11 @@ def plain(value: object) -> dict[str, Any]:
         value = dataclasses.asdict(value)
     result: dict[str, Any] = json.loads(json.dumps(value, default=str))
     return result
+
+
+def command() -> list[str]:
+    """The words that this process was called with."""
+    return [Path(sys.argv[0]).name, *sys.argv[1:]]
 
 
 def absolute(path: str | Path) -> str:

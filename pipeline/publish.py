@@ -51,6 +51,8 @@ KINDS = {
     "stu": ("a table of tokenized users", "tokenize", "--tokens"),
     "index": ("an index", "index", "--index"),
     "comparison": ("a comparison", "compare", "--out"),
+    "frontier": ("a frontier", "frontier", "--out"),
+    "insight": ("an insight test", "insight", "--out"),
     "report": ("a report", "evaluate", "--out"),
     "recommendations": ("recommendations", "recommend", "--recommendations"),
 }
@@ -105,10 +107,16 @@ def open_published(path: str | Path, kind: str | None = None, verify: bool = Fal
 
     Sizes are always checked, checksums when `verify` is true.
     """
-    manifest = read_manifest(path, kind)
-    directory = _fetch(str(path), manifest) if _is_url(path) else _local(path)
-    _check_files(directory, manifest, verify)
-    return directory, manifest
+    while True:
+        manifest = read_manifest(path, kind)
+        directory = _fetch(str(path), manifest) if _is_url(path) else _local(path)
+        try:
+            _check_files(directory, manifest, verify)
+        except FriendrecError:
+            if read_manifest(path, kind) == manifest:  # else an update has replaced it and the files
+                raise
+        else:
+            return directory, manifest
 
 
 def read_manifest(path: str | Path, kind: str | None = None) -> Manifest:

@@ -9,9 +9,10 @@ import pytest
 
 from friendrec.errors import FriendrecError
 from friendrec.pipeline import index
-from friendrec.pipeline.embeddings import write_part
+from friendrec.pipeline.embeddings import write_centroids, write_part
 from friendrec.pipeline.index import IndexOptions
 from friendrec.pipeline.publish import open_published, publish
+from friendrec.pipeline.retrieval.centroids import Centroids
 from friendrec.pipeline.retrieval.exact import ExactIndex
 from friendrec.pipeline.retrieval.kinds import load_index
 from friendrec.pipeline.retrieval.protocol import Queries
@@ -25,6 +26,7 @@ def embeddings(tmp_path: Path) -> str:
     with publish(tmp_path / "embeddings", kind="embeddings", options=None, inputs={}) as attempt:
         for rank, rows in enumerate(np.split(np.arange(240), 12)):  # rank 10 comes after rank 9
             write_part(attempt / f"part-{rank}.parquet", USERS[rows], -TARGETS[rows], TARGETS[rows], "float32")
+        write_centroids(attempt, Centroids(TARGETS[:6], 2))
     return str(tmp_path / "embeddings")
 
 
@@ -51,6 +53,8 @@ def test_index_holds_the_target_vectors_in_the_order_of_the_ranks(
         ("ivf", {"nlist": 12, "nprobe": 12}, "ivf, nprobe 12", {"nlist": 12, "nprobe": 12, "recall": None}),
         ("hnsw", {"recall": 0.9}, "of the exact best", {"m": 32}),
         ("hnsw", {"m": 8, "ef": 200}, "hnsw, ef 200", {"m": 8, "ef": 200, "recall": None}),
+        ("clusters", {}, "of the exact best; 6 lists, the fullest", {"lists": 6, "copies": 2, "dtype": "float32"}),
+        ("clusters", {"nprobe": 99, "copies": 1}, "clusters, nprobe 6; 6 lists", {"nprobe": 6, "recall": None}),
         ("milvus", {}, "inner product in Milvus", {"uri": None, "collection": "friendrec"}),
         ("milvus", {"milvus_index": "AUTOINDEX"}, "inner product in Milvus", {"uri": None}),
     ],
@@ -85,6 +89,10 @@ def test_every_kind_finds_the_same_and_says_what_it_is(
         ({"kind": "ivf", "nlist": 0}, "--nlist 0: give a positive number"),
         ({"kind": "hnsw", "recall": 1.5}, "--recall 1.5: give a share"),
         ({"kind": "hnsw", "recall": 0.9, "ef": 100}, "--ef decides the recall"),
+        ({"kind": "clusters", "nlist": 4}, "--nlist means nothing to an index of kind clusters"),
+        ({"kind": "clusters", "copies": 0}, "--copies 0: give a positive number"),
+        ({"kind": "clusters", "nprobe": 2, "recall": 0.9}, "--nprobe decides the recall"),
+        ({"kind": "ivf", "copies": 2}, "--copies means nothing to an index of kind ivf: .* --kind clusters"),
         ({"kind": "milvus", "m": 8}, "--m means nothing to an index of kind milvus"),
         ({"kind": "milvus", "uri": "ftp://x"}, "Milvus at ftp://x"),
     ],
@@ -97,11 +105,30 @@ def test_mistakes_are_told_and_nothing_is_published(
     assert not (tmp_path / "index").exists()
 
 
-def test_vectors_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["exact", "clusters"])
+def test_vectors_that_are_not_finite_are_refused(kind: Any, tmp_path: Path) -> None:
     with publish(tmp_path / "embeddings", kind="embeddings", options=None, inputs={}) as attempt:
         write_part(attempt / "part-0.parquet", USERS[:2], TARGETS[:2], TARGETS[:2] * np.nan, "float32")
+        write_centroids(attempt, Centroids(TARGETS[:6], 2))
     with pytest.raises(FriendrecError, match="not finite"):
-        index.main(IndexOptions(embeddings=str(tmp_path / "embeddings"), out=str(tmp_path / "index")))
+        index.main(IndexOptions(embeddings=str(tmp_path / "embeddings"), kind=kind, out=str(tmp_path / "index")))
+    assert not (tmp_path / "index").exists()
+
+
+@pytest.mark.parametrize(
+    ("centroids", "message"),
+    [
+        (None, "holds no clusters, for its run was trained without: train with --clusters residual"),
+        (Centroids(TARGETS[:6, :3], 2), "holds vectors of 4 dimensions and centroids of 3: export again"),
+    ],
+)
+def test_clusters_that_are_not_there_or_do_not_fit(centroids: Centroids | None, message: str, tmp_path: Path) -> None:
+    with publish(tmp_path / "embeddings", kind="embeddings", options=None, inputs={}) as attempt:
+        write_part(attempt / "part-0.parquet", USERS, TARGETS, TARGETS, "float32")
+        if centroids is not None:
+            write_centroids(attempt, centroids)
+    with pytest.raises(FriendrecError, match=message):
+        index.main(IndexOptions(embeddings=str(tmp_path / "embeddings"), kind="clusters", out=str(tmp_path / "index")))
 
 
 def test_something_else_than_embeddings_is_refused(tmp_path: Path) -> None:
