@@ -4,7 +4,6 @@ import json
 import time
 from collections.abc import Mapping
 from importlib.resources import files
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +23,20 @@ ASKED, K, REPEATS = 1024, 100, 3
 """Of the figure queries/s: queries at once, places of each, and how often they are put; the fastest counts."""
 
 
-def compared(reports: Mapping[str, Path], baselines: Path) -> dict[str, Any]:
-    """Protocol, rows, merged lists and best baselines from the reports of the rows, in order, and of the baselines."""
+def compared(reports: Mapping[str, Path], baselines: Path, before: Mapping[str, str]) -> dict[str, Any]:
+    """Protocol, rows, merged lists and best baselines from the reports of the rows, in order, and of the baselines.
+
+    `before` names the row that each is compared with, where there is one.
+    """
     metrics = {name: json.loads((report / "metrics.json").read_text()) for name, report in reports.items()}
-    tasks = recalls({name: load_ranks(report) for name, report in reports.items()})
+    tasks = recalls({name: load_ranks(report) for name, report in reports.items()}, before)
     first = next(iter(metrics.values()))
     rows = {
-        name: {"tasks": tasks[name], "new_users": said["slices"]["new_actor"]["yes"]["new_link"]["live"]}
+        name: {
+            "before": before.get(name),
+            "tasks": tasks[name],
+            "new_users": said["slices"]["new_actor"]["yes"]["new_link"]["live"],
+        }
         for name, said in metrics.items()
     }
     names = ("name", "period", "train_until", "candidates", "events", "uncovered")
@@ -43,7 +49,9 @@ def compared(reports: Mapping[str, Path], baselines: Path) -> dict[str, Any]:
     }
 
 
-def recalls(rows: Mapping[str, Evaluation]) -> dict[str, dict[str, dict[str, dict[str, Any]]]]:
+def recalls(
+    rows: Mapping[str, Evaluation], before: Mapping[str, str]
+) -> dict[str, dict[str, dict[str, dict[str, Any]]]]:
     """Recall@10 by row, task and state, and its difference to the row before, on the same draws of users."""
     events = next(iter(rows.values())).events
     found: dict[str, dict[str, dict[str, dict[str, Any]]]] = {name: {task: {} for task in TASKS} for name in rows}
@@ -58,10 +66,10 @@ def recalls(rows: Mapping[str, Evaluation]) -> dict[str, dict[str, dict[str, dic
             recall = dict(zip(rows, hits.mean(axis=0).tolist(), strict=True))
             for name in rows:
                 found[name][task][state] = {"recall@10": recall[name], "recall@10_ci": interval(drawn[name])}
-            for before, name in pairwise(rows):
+            for name, other in before.items():
                 found[name][task][state] |= {
-                    "difference": recall[name] - recall[before],
-                    "difference_ci": interval(drawn[name] - drawn[before]),
+                    "difference": recall[name] - recall[other],
+                    "difference_ci": interval(drawn[name] - drawn[other]),
                 }
     return found
 

@@ -49,7 +49,7 @@ def bars(metrics: dict[str, Any], state: str) -> str:
         )
         for axes, task in zip(figure.subplots(2, 2).flat, TASKS, strict=True):
             _bar_panel(axes, metrics, task, state)
-        return _svg(figure)
+        return svg(figure)
 
 
 def _bar_panel(axes: Axes, metrics: dict[str, Any], task: str, state: str) -> None:
@@ -97,7 +97,7 @@ def curves(metrics: dict[str, Any], evaluation: Evaluation) -> str:
         panels[0].set_ylabel("recall@k")
         handles, labels = panels[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
-        return _svg(figure)
+        return svg(figure)
 
 
 def slices(parts: dict[str, Any], state: str) -> str:
@@ -122,7 +122,7 @@ def slices(parts: dict[str, Any], state: str) -> str:
             axes.set_axisbelow(True)
         panels[0].set_ylabel("recall@10")
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
-        return _svg(figure)
+        return svg(figure)
 
 
 def steps(metrics: dict[str, Any], tasks: Sequence[str]) -> str:
@@ -155,7 +155,7 @@ def steps(metrics: dict[str, Any], tasks: Sequence[str]) -> str:
             axes.set_xlim(0, 1.42 * top)
             axes.tick_params(axis="y", length=0, labelsize=9)
         panels[0].invert_yaxis()
-        return _svg(figure)
+        return svg(figure)
 
 
 def losses(lines: list[dict[str, Any]]) -> str:
@@ -180,10 +180,11 @@ def losses(lines: list[dict[str, Any]]) -> str:
             right.legend(frameon=False)
         for axes in (left, right):
             axes.grid(color=FAINT)
-        return _svg(figure)
+        return svg(figure)
 
 
-def _svg(figure: Figure) -> str:
+def svg(figure: Figure) -> str:
+    """A picture as a data URI."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
     return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -87,9 +87,14 @@ def search_with_targets(
     retriever: Retriever, queries: Queries, targets: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """The SEARCH_DEPTH best of each query, whose own target counts as allowed."""
+    return retriever.search(allowing(queries, targets), SEARCH_DEPTH)
+
+
+def allowing(queries: Queries, targets: NDArray[np.int64]) -> Queries:
+    """The same queries, each with its own target allowed."""
     others = queries.exclude_ids != targets[rows_of(queries.exclude_offsets)]
     offsets = np.concatenate([[0], np.cumsum(others)])[queries.exclude_offsets]
-    return retriever.search(queries.excluding(offsets, queries.exclude_ids[others]), SEARCH_DEPTH)
+    return queries.excluding(offsets, queries.exclude_ids[others])
 
 
 def places_among(
