@@ -32,13 +32,19 @@ STAGES = {
         "sharding/", "datasets/config", "datasets/reader", "datasets/packing",
     ),
     "export, recommend and the Python API": (
-        "pipeline/export", "pipeline/recommend", "pipeline/inference", "pipeline/api", "pipeline/embeddings",
+        "pipeline/export", "pipeline/recommend", "pipeline/inference", "pipeline/api", "pipeline/embedding",
         "models/sampling",
     ),
     "tokenize": ("pipeline/token", "pipeline/retokenize", "models/tokenizer", "models/rqvae"),
-    "index": ("pipeline/index", "pipeline/retrieval/", "models/trie"),
+    "index": ("pipeline/index", "pipeline/build_clusters", "pipeline/retrieval/", "models/trie"),
+    "update": ("pipeline/update", "pipeline/revision"),
+    "frontier": (
+        "pipeline/frontier", "pipeline/evaluation/frontier", "pipeline/evaluation/races",
+        "pipeline/evaluation/contenders", "pipeline/evaluation/beams",
+    ),
+    "insight": ("pipeline/insight", "pipeline/evaluation/insight", "pipeline/evaluation/reduced"),
     "evaluate": ("pipeline/evaluate", "pipeline/evaluation/", "datasets/oracle"),
-    "compare": ("pipeline/compare", "pipeline/climb"),
+    "compare": ("pipeline/compare", "pipeline/climb", "pipeline/cells"),
     "pipeline": ("pipeline/pipeline",),
     "show": ("pipeline/show", "pipeline/description"),
 }  # fmt: skip

@@ -13,7 +13,10 @@ from friendrec import __version__
 from friendrec.errors import FriendrecError
 from friendrec.pipeline.arguments import did_you_mean, parse_options
 
-JOBS = ("simulate", "prepare", "train", "export", "tokenize", "index", "evaluate", "recommend", "compare", "pipeline")
+JOBS = (
+    "simulate", "prepare", "train", "export", "tokenize", "index", "update", "evaluate", "recommend", "compare",
+    "frontier", "insight", "pipeline",
+)  # fmt: skip
 """Verbs with a TorchX component."""
 VERBS = (*JOBS, "show", "presets")
 USER_MISTAKE = 2

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from friendrec.errors import FriendrecError
 from friendrec.pipeline.arguments import comma_list, did_you_mean
@@ -11,7 +12,7 @@ from friendrec.pipeline.arguments import comma_list, did_you_mean
 class Row:
     """A step of the climb: a preset with some fields changed, and in words what it adds to the row before.
 
-    `codes_of` names the row whose embeddings are tokenized for it, where it writes codes.
+    `codes_of` names the row whose embeddings are tokenized for it, where it writes codes; that row is the one before.
     """
 
     name: str
@@ -48,9 +49,10 @@ ROWS = (
         {"history_encoder": "pooled_attention"},
     ),
     Row("transformer", "a transformer over the history: the preset two_tower_moe", "two_tower_moe"),
+    Row("clusters", "clusters inside both towers: the preset two_tower_clusters", "two_tower_clusters"),
     Row(
-        "stu", "codes of that row's embeddings in place of ids, and a decoder that writes them: the preset stu", "stu",
-        codes_of="transformer",
+        "stu", "codes of the transformer's embeddings in place of ids, and a decoder that writes them: the preset stu",
+        "stu", codes_of="transformer",
     ),
 )  # fmt: skip
 """Each differs from the one before in one field, `stu` in the whole preset; a later phase appends its own."""
@@ -65,3 +67,9 @@ def chosen_rows(names: str) -> list[Row]:
             raise FriendrecError(f"--rows has no row {name!r}: {did_you_mean(name, known)}")
     needed = {*wanted, *(row.codes_of for row in ROWS if row.name in wanted)}
     return [row for row in ROWS if row.name in needed]
+
+
+def rows_before(rows: list[Row]) -> dict[str, str]:
+    """The name of the row that each is compared with: the one above, or whose codes it writes; the first has none."""
+    above = {row.name: before.name for before, row in pairwise(rows)}
+    return above | {row.name: row.codes_of for row in rows if row.codes_of}

@@ -2,24 +2,22 @@
 
 All rows train on the same data, from the same seed, for as many steps of as many examples; of each the checkpoint that
 validates best is evaluated like any run. What is finished is not made again: the same command goes on where it stopped.
-A row that writes codes of users takes them from the embeddings of another row, and both lists merged are a line more.
+A row that writes codes of users takes them from the embeddings of another row, with which it is compared, and both
+lists merged are a line more.
 """
 
 import json
-import os
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from friendrec.errors import FriendrecError
-from friendrec.pipeline import train
+from friendrec.pipeline import cells
 from friendrec.pipeline.arguments import parse_options
-from friendrec.pipeline.climb import ROWS, Row, chosen_rows
-from friendrec.pipeline.config import RunConfig, run_inputs
+from friendrec.pipeline.cells import Budget, Cell, plan, train_cell
+from friendrec.pipeline.climb import ROWS, Row, chosen_rows, rows_before
 from friendrec.pipeline.evaluate import EvaluateOptions
 from friendrec.pipeline.export import ExportOptions
-from friendrec.pipeline.launch import WORKER
 from friendrec.pipeline.publish import is_finished, open_published, write_manifest
 from friendrec.pipeline.tokenize import TokenizeOptions
 
@@ -53,33 +51,10 @@ class CompareOptions:
         if not self.minutes > 0 or min(self.epochs, self.nproc) < 1:
             raise FriendrecError("--minutes must be above 0, --epochs and --nproc at least 1")
 
-
-@dataclass(frozen=True)
-class Cell:
-    """A row on its way: where it lies, and how it is trained."""
-
-    row: Row
-    place: Path
-    train: list[str]
-    config: RunConfig
-
     @property
-    def run(self) -> Path:
-        return self.place / "run"
-
-    @property
-    def tokens(self) -> Path | None:
-        """The codes that it writes."""
-        return self.place / "stu" if self.row.codes_of else None
-
-    @property
-    def base(self) -> Path | None:
-        """The run whose embeddings they are made of."""
-        return self.place.parent / self.row.codes_of / "run" if self.row.codes_of else None
-
-    def inputs(self, data: str) -> dict[str, str | Path]:
-        """What its run is made from."""
-        return run_inputs(data, None, str(self.tokens) if self.tokens else None)
+    def budget(self) -> Budget:
+        """Of each row."""
+        return Budget(data=self.data, minutes=self.minutes, epochs=self.epochs, nproc=self.nproc)
 
 
 def parse(argv: list[str]) -> CompareOptions:
@@ -100,59 +75,27 @@ def main(options: CompareOptions) -> None:
     if out.exists() and not out.is_dir():
         raise FriendrecError(f"{out} is not a directory: choose another --out")
     if not is_finished(out, kind="comparison", options=options, inputs=inputs):
-        cells, budget = _plan(rows, options)
-        print(f"[1/{len(cells) + 1}] baselines", flush=True)
+        planned, budget = _plan(rows, options)
+        print(f"[1/{len(planned) + 1}] baselines", flush=True)
         baselines = _report(out / "rows" / "baselines", options, baselines=True)
         reports = {}
-        for number, cell in enumerate(cells, 2):
-            print(f"[{number}/{len(cells) + 1}] {cell.row.name}: {cell.row.adds}", flush=True)
+        for number, cell in enumerate(planned, 2):
+            print(f"[{number}/{len(planned) + 1}] {cell.row.name}: {cell.row.adds}", flush=True)
             _tokenize(cell, options)
-            _train(cell, options)
+            train_cell(cell, options.budget)
             reports[cell.row.name] = _report(cell.place, options, run=str(cell.run), also=cell.base)
-        _publish(cells, reports, baselines, budget, options)
+        _publish(planned, reports, baselines, budget, options)
     _show(out)
 
 
 def _plan(rows: list[Row], options: CompareOptions) -> tuple[list[Cell], dict[str, Any]]:
-    """How each row is trained, and the budget of all: steps as for so many passes over every event.
-
-    A row that was begun otherwise stops it before anything is trained.
-    """
+    """How each row is trained, and the budget of all."""
     from friendrec.datasets.prepared import load_prepared
-    from friendrec.datasets.reader import Reader
 
     data = load_prepared(open_published(options.data, "data")[0])
-    cells: list[Cell] = []
-    steps = 0
-    for row in rows:
-        place = Path(options.out) / "rows" / row.name
-        words = [row.preset, "--data", options.data, "--out", str(place / "run"), "--resume", *row.flags]
-        words += ["--max-minutes", str(options.minutes), "--patience", "0"]
-        words += ["--tokens", str(place / "stu")] if row.codes_of else []
-        config = train.parse(words).config
-        every, own = (
-            Reader(data, config.context, reader, config.training.seed).steps
-            for reader in (train.parse([*words, "--temporal"]).config.reader, config.reader)
-        )
-        steps = options.epochs * every
-        words += ["--epochs", str(-(-steps // own))]
-        cells.append(Cell(row, place, words, train.parse(words).config))
-        if _begun_otherwise(cells[-1], options):
-            raise FriendrecError(
-                f"{place / 'run'} was trained on other data or with another budget: "
-                "pass the same --data, --minutes and --epochs, or choose another --out"
-            )
-    batch = cells[0].config.reader.batch_size
-    return cells, {"steps": steps, "batch_size": batch, "minutes": options.minutes, "processes": options.nproc}
-
-
-def _begun_otherwise(cell: Cell, options: CompareOptions) -> bool:
-    """Whether its run was begun with other settings or data; not where its codes are still to be made again."""
-    begun = cell.run / "config.json"
-    if not begun.exists() or (cell.tokens and not cell.tokens.exists()):
-        return False
-    same: bool = json.loads(begun.read_text()) == cell.config.identity(cell.inputs(options.data))
-    return not same
+    planned = [plan(row, Path(options.out) / "rows" / row.name, options.budget, data) for row in rows]
+    sizes = {"steps": planned[-1].steps, "batch_size": planned[0].config.reader.batch_size}
+    return planned, sizes | {"minutes": options.minutes, "processes": options.nproc}
 
 
 def _tokenize(cell: Cell, options: CompareOptions) -> None:
@@ -163,16 +106,10 @@ def _tokenize(cell: Cell, options: CompareOptions) -> None:
     exported = ExportOptions(run=base, data=options.data, out=embeddings)
     if not is_finished(embeddings, kind="embeddings", options=exported, inputs={"run": base, "data": options.data}):
         words = ["export", "--run", base, "--data", options.data, "--out", embeddings]
-        _call(cell.place, words, options.nproc, Path(embeddings))
+        cells.call(cell.place, words, options.nproc, Path(embeddings))
     made = TokenizeOptions(embeddings=embeddings, out=tokens)
     if not is_finished(tokens, kind="stu", options=made, inputs={"embeddings": embeddings}):
-        _call(cell.place, ["tokenize", "--embeddings", embeddings, "--out", tokens], 1, cell.tokens)
-
-
-def _train(cell: Cell, options: CompareOptions) -> None:
-    inputs = cell.inputs(options.data)
-    if not is_finished(cell.run, kind="run", options=cell.config.settings(), inputs=inputs):
-        _call(cell.place, ["train", *cell.train], options.nproc, cell.run)
+        cells.call(cell.place, ["tokenize", "--embeddings", embeddings, "--out", tokens], 1, cell.tokens)
 
 
 def _report(
@@ -189,39 +126,19 @@ def _report(
         words = ["evaluate", "--data", options.data, "--period", options.period, "--out", str(out)]
         words += [word for name, path in models.items() for word in (f"--{name}", path)]
         words += ["--baselines"] if baselines else []
-        _call(place, words, options.nproc, out)
+        cells.call(place, words, options.nproc, out)
     return out
 
 
-def _call(place: Path, words: list[str], nproc: int, out: Path) -> None:
-    """Run a verb in processes of its own, which publish `out`; progress is shown here, the rest is in PLACE/VERB.log.
-
-    A signal ends it first, so that training leaves a checkpoint, then us.
-    """
-    launcher = (*WORKER[:-1], "friendrec.pipeline.launch", "--nproc", str(nproc), "--")
-    place.mkdir(parents=True, exist_ok=True)
-    log = place / f"{words[0]}.log"
-    environment = {"OMP_WAIT_POLICY": "PASSIVE"} | os.environ
-    with log.open("a") as said:
-        process = subprocess.Popen([*(launcher if nproc > 1 else WORKER), *words], stdout=said, env=environment)
-        try:
-            code = process.wait()
-        finally:
-            process.terminate()
-            process.wait()
-    if code or not (out / "manifest.json").exists():
-        raise FriendrecError(f"{words[0]} of {place.name} stopped, see above and {log}; the same command goes on here")
-
-
 def _publish(
-    cells: list[Cell], reports: dict[str, Path], baselines: Path, budget: dict[str, Any], options: CompareOptions
+    planned: list[Cell], reports: dict[str, Path], baselines: Path, budget: dict[str, Any], options: CompareOptions
 ) -> None:
     """The files, the manifest last: an older one is gone before any file is replaced."""
     from friendrec.pipeline.evaluation.comparison import compared, cost, write_comparison
 
     out = Path(options.out)
-    metrics = compared(reports, baselines)
-    for cell in cells:
+    metrics = compared(reports, baselines, rows_before([cell.row for cell in planned]))
+    for cell in planned:
         row = cell.row
         own = {"adds": row.adds, "preset": row.preset, "overrides": dict(row.overrides), "codes_of": row.codes_of}
         metrics["rows"][cell.row.name] = own | metrics["rows"][cell.row.name] | cost(cell.run, options.data)

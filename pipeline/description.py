@@ -10,7 +10,7 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from friendrec.pipeline.lineage import Published
-from friendrec.pipeline.summary import TASKS, comparison_table, metrics_table, reference_summary
+from friendrec.pipeline.summary import TASKS, comparison_table, insight_table, metrics_table, reference_summary
 
 
 @dataclass
@@ -54,6 +54,18 @@ def plan_table(shards: list[dict[str, Any]]) -> Table:
         rows = max(shard["first_row"] + shard["rows"] for shard in own)
         dim = max(shard.get("first_column", 0) + shard["dim"] for shard in own)
         table.add_row(name, kind, str(len({shard["rank"] for shard in own})), f"{rows:,}", str(dim))
+    return table
+
+
+def updates_table(updates: Iterable[dict[str, Any]]) -> Table:
+    """Of an index of clusters: one row an update, and what it was made from."""
+    table = Table(title="updates")
+    for column in ("made", *_CHANGES, "from"):
+        table.add_column(column, justify="right" if column in _CHANGES else "left")
+    for update in updates:
+        counts = [f"{update[name]:,}" if update.get(name) else "" for name in _CHANGES]
+        sources = ", ".join(source["path"] for source in update["inputs"].values())
+        table.add_row(update["created"], *counts, sources or "itself, compacted")
     return table
 
 
@@ -126,7 +138,10 @@ def _stu(published: Published) -> Description:
 
 
 def _index(published: Published) -> Description:
-    return Description(_scalars(json.loads(published.text("meta.json"))))
+    """What it was built as; where it was updated since, the users of now, and a table of the updates."""
+    extra = published.manifest.extra
+    facts = _scalars(json.loads(published.text("meta.json")) | {name: extra[name] for name in _UPDATED & extra.keys()})
+    return Description(facts, [updates_table(extra["updates"])] if extra.get("updates") else [])
 
 
 def _report(published: Published) -> Description:
@@ -146,6 +161,24 @@ def _recommendations(published: Published) -> Description:
     return Description(facts | {"as of": _time(extra["as_of"])})
 
 
+def _frontier(published: Published) -> Description:
+    from friendrec.pipeline.frontier import frontier_table
+
+    summary = json.loads(published.text("summary.json"))
+    facts = {"page": f"{published.place}/report.html"} | {
+        name: f"{summary[name]:,}" for name in ("candidates", "queries", "lists")
+    }
+    exact = summary["exact"]
+    facts["exact"] = f"task recall@100 {exact['task_recall@100']:.3f}, {exact['queries_per_second']:,.0f} queries/s"
+    return Description(facts, [frontier_table(summary)])
+
+
+def _insight(published: Published) -> Description:
+    metrics = json.loads(published.text("metrics.json"))
+    found = {name: found["finding"].removeprefix(f"{name}: ") for name, found in metrics["data"].items()}
+    return Description({"page": f"{published.place}/report.html"} | found, [insight_table(metrics)])
+
+
 def _comparison(published: Published) -> Description:
     facts = {"page": f"{published.place}/report.html"}
     return Description(facts, [comparison_table(json.loads(published.text("metrics.json")))])
@@ -153,8 +186,11 @@ def _comparison(published: Published) -> Description:
 
 _KINDS: dict[str, Callable[[Published], Description]] = {
     "log": _log, "data": _data, "run": _run, "embeddings": _embeddings, "stu": _stu, "index": _index, "report": _report,
-    "recommendations": _recommendations, "comparison": _comparison,
+    "recommendations": _recommendations, "comparison": _comparison, "frontier": _frontier, "insight": _insight,
 }  # fmt: skip
+_UPDATED = {"candidates", "deleted"}
+"""What an update of an index leaves in its manifest in place of what it was built with."""
+_CHANGES = ("appended", "replaced", "returned", "deleted")
 
 
 def _codes(sizes: Iterable[int]) -> str:

@@ -2,7 +2,8 @@
 
 Writes OUT/{data,run,embeddings,index,report,recommendations} and the jobs' logs to OUT/logs. Preset stu learns to write
 codes of users, which are made of a two-tower's embeddings: that run is OUT/base, the codes are OUT/stu, and both models
-stand side by side in the report. The same command again goes on at the first stage that is not finished.
+stand side by side in the report. Preset two_tower_clusters is searched by its own clusters. The same command again goes
+on at the first stage that is not finished.
 """
 
 import json
@@ -26,14 +27,17 @@ friendrec pipeline --interactions log.parquet --out work
 friendrec pipeline --interactions log.parquet --out work --nproc 2 --train-args="--max-minutes 5"
 friendrec pipeline --interactions log/ --out work --prepare-args="--columns actor_id=src,timestamp=t --time-unit ms"
 friendrec pipeline --interactions log.parquet --out work --preset stu --tokenize-args="--codebook-size 128"
+friendrec pipeline --interactions log.parquet --out work --preset two_tower_clusters --index-args="--dtype int8"
 """
 DECIDES = {
     "interactions": "data", "prepare_args": "data", "base_args": "base", "tokenize_args": "stu", "preset": "run",
-    "train_args": "run", "evaluate_args": "report",
+    "train_args": "run", "index_args": "index", "evaluate_args": "report",
 }  # fmt: skip
 """The first output that depends on an option."""
 BASE = "two_tower_mlp"
 """Preset of the run whose embeddings preset stu tokenizes."""
+INDEX_KIND = {"two_tower_clusters": "clusters", "stu": "stu"}
+"""Kind of index of a preset's run where --index-args names none; of all others it is exact."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +66,9 @@ class PipelineOptions:
     """Preset stu: more options of `friendrec train two_tower_mlp`, whose embeddings are tokenized, in one string."""
     tokenize_args: str = ""
     """Preset stu: more options of `friendrec tokenize`, in one string: --tokenize-args="--num-codebooks 4"."""
+    index_args: str = ""
+    """More options of `friendrec index`, in one string: --index-args="--kind hnsw". Without --kind the index is exact,
+    of preset two_tower_clusters its clusters, of stu its tokens."""
     evaluate_args: str = "--baselines"
     """More options of `friendrec evaluate`, in one string."""
 
@@ -111,6 +118,8 @@ def main(options: PipelineOptions) -> None:
 def _stages(options: PipelineOptions, out: str) -> list[Stage]:
     data, run, embeddings, index = (f"{out}/{name}" for name in ("data", "run", "embeddings", "index"))
     prepare, train, evaluate = map(shlex.split, (options.prepare_args, options.train_args, options.evaluate_args))
+    kind = () if _names_kind(options) else ("--kind", INDEX_KIND.get(options.preset, "exact"))
+    indexed = (*kind, *shlex.split(options.index_args))
     prepared = Stage("prepare", data, ("--interactions", absolute(options.interactions), *prepare))
     if options.preset == "stu":
         base, tokens = f"{out}/base", ("--tokens", f"{out}/stu")
@@ -119,14 +128,14 @@ def _stages(options: PipelineOptions, out: str) -> list[Stage]:
             Stage("export", embeddings, ("--run", base, "--data", data), options.nproc),
             Stage("tokenize", tokens[1], ("--embeddings", embeddings, *shlex.split(options.tokenize_args))),
             Stage("train", run, ("stu", "--data", data, *tokens, "--resume", *train), options.nproc),
-            Stage("index", index, ("--kind", "stu", *tokens)),
+            Stage("index", index, (*tokens, *indexed)),
         ]
         evaluate = ["--also", base, *evaluate]
     else:
         models = [
             Stage("train", run, (options.preset, "--data", data, "--resume", *train), options.nproc),
             Stage("export", embeddings, ("--run", run, "--data", data), options.nproc),
-            Stage("index", index, ("--embeddings", embeddings, "--kind", "exact")),
+            Stage("index", index, ("--embeddings", embeddings, *indexed)),
         ]
     model = ("--run", run, "--data", data, "--index", index)
     return [
@@ -135,6 +144,10 @@ def _stages(options: PipelineOptions, out: str) -> list[Stage]:
         Stage("evaluate", f"{out}/report", (*model, *evaluate)),
         Stage("recommend", f"{out}/recommendations", model),
     ]
+
+
+def _names_kind(options: PipelineOptions) -> bool:
+    return any(word.partition("=")[0] == "--kind" for word in shlex.split(options.index_args))
 
 
 def _unfinished(stages: list[Stage]) -> Iterator[Stage]:

@@ -51,7 +51,9 @@ def run_pipeline(
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("preset", "more"), [("two_tower_mlp", ()), ("stu", ("base", "stu"))])
+@pytest.mark.parametrize(
+    ("preset", "more"), [("two_tower_mlp", ()), ("two_tower_clusters", ()), ("stu", ("base", "stu"))]
+)
 def test_one_command_leaves_everything(repository: Path, tmp_path: Path, preset: str, more: tuple[str, ...]) -> None:
     log, out = tmp_path / "log.parquet", tmp_path / "out"
     pq.write_table(simulate(users=300, events=3000, seed=0).interactions, log)

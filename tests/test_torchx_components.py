@@ -20,7 +20,7 @@ from friendrec.pipeline.launch import LaunchOptions
 ENVIRONMENT = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 COMPONENTS = "torchx_components/components.py"
 OPTIONS = ["--image", "registry/friendrec:1", "--cpu", "3", "--memMB", "5000", "--env", "A=b,C=d"]
-SEVERAL = {"train": (2, 2), "export": (1, 3), "evaluate": (1, 3), "recommend": (1, 3)}
+SEVERAL = {"train": (2, 2), "export": (1, 3), "index": (1, 3), "evaluate": (1, 3), "recommend": (1, 3)}
 """Machines and processes a machine that are asked for."""
 
 

@@ -147,6 +147,7 @@ def tokenize(
 
 def index(
     *args: str,
+    nproc: int = 1,
     image: str = IMAGE,
     cpu: int = 2,
     memMB: int = 8192,
@@ -157,13 +158,35 @@ def index(
 
     Args:
         args: options of `friendrec index`
+        nproc: processes that build an index of kind clusters; the others take one
         image: container image with friendrec installed; local_cwd and slurm ignore it
         cpu: processor cores
         memMB: memory in MB
         env: environment variables
         mounts: volumes, as in type=bind,src=/data,dst=/data
     """
-    return _job("index", args, image, cpu, memMB, env, mounts)
+    return _job("index", args, image, cpu, memMB, env, mounts, nproc)
+
+
+def update(
+    *args: str,
+    image: str = IMAGE,
+    cpu: int = 2,
+    memMB: int = 8192,
+    env: Environment = None,
+    mounts: Mounts = None,
+) -> specs.AppDef:
+    """Add, replace and delete users of an index of clusters, in place.
+
+    Args:
+        args: options of `friendrec update`
+        image: container image with friendrec installed; local_cwd and slurm ignore it
+        cpu: processor cores
+        memMB: memory in MB
+        env: environment variables
+        mounts: volumes, as in type=bind,src=/data,dst=/data
+    """
+    return _job("update", args, image, cpu, memMB, env, mounts)
 
 
 def evaluate(
@@ -231,6 +254,48 @@ def compare(
         mounts: volumes, as in type=bind,src=/data,dst=/data
     """
     return _job("compare", args, image, cpu, memMB, env, mounts)
+
+
+def frontier(
+    *args: str,
+    image: str = IMAGE,
+    cpu: int = 2,
+    memMB: int = 8192,
+    env: Environment = None,
+    mounts: Mounts = None,
+) -> specs.AppDef:
+    """Measure recall against work for every kind of index of a run.
+
+    Args:
+        args: options of `friendrec frontier`
+        image: container image with friendrec installed; local_cwd and slurm ignore it
+        cpu: processor cores
+        memMB: memory in MB
+        env: environment variables
+        mounts: volumes, as in type=bind,src=/data,dst=/data
+    """
+    return _job("frontier", args, image, cpu, memMB, env, mounts)
+
+
+def insight(
+    *args: str,
+    image: str = IMAGE,
+    cpu: int = 2,
+    memMB: int = 8192,
+    env: Environment = None,
+    mounts: Mounts = None,
+) -> specs.AppDef:
+    """Cross model and search, and tell which of the two matters more.
+
+    Args:
+        args: options of `friendrec insight`, --nproc among them
+        image: container image with friendrec installed; local_cwd and slurm ignore it
+        cpu: processor cores
+        memMB: memory in MB
+        env: environment variables
+        mounts: volumes, as in type=bind,src=/data,dst=/data
+    """
+    return _job("insight", args, image, cpu, memMB, env, mounts)
 
 
 def pipeline(

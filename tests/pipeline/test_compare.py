@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from friendrec.errors import FriendrecError
-from friendrec.pipeline import compare, evaluate, export, tokenize, train
-from friendrec.pipeline.climb import ROWS, Row, chosen_rows
+from friendrec.pipeline import cells, compare, evaluate, export, tokenize, train
+from friendrec.pipeline.climb import ROWS, Row, chosen_rows, rows_before
 from friendrec.pipeline.compare import CompareOptions
 from friendrec.pipeline.config import preset
 from friendrec.pipeline.evaluate import EvaluateOptions
@@ -49,6 +49,7 @@ def settings(row: Row) -> dict[str, Any]:
         ("temporal", "reader.temporal", (False, True)),
         ("copy_term", "model.copy_term", (False, True)),
         ("transformer", "model.history_encoder", ("pooled_attention", "transformer")),
+        ("clusters", "model.clusters", ("off", "residual")),
     ],
 )
 def test_a_row_differs_from_the_one_before_in_what_it_says_alone(name: str, path: str, values: tuple[Any, Any]) -> None:
@@ -67,13 +68,15 @@ def test_the_climb_starts_with_two_ids_and_ends_with_the_preset() -> None:
 
 
 def test_the_row_that_writes_codes_is_its_preset_and_brings_the_row_they_are_of() -> None:
-    row, before = ROWS[NAMES.index("stu")], ROWS[NAMES.index("stu") - 1]
+    row, before = ROWS[NAMES.index("stu")], ROWS[NAMES.index("transformer")]
     assert (row.preset, row.flags, row.codes_of) == ("stu", [], before.name)
     ours, theirs = settings(row), settings(before)
     assert {field for field in ours if field.startswith("training") and ours[field] != theirs[field]} == set()
     assert ours["reader.batch_size"] == theirs["reader.batch_size"]
     assert chosen_rows("stu") == [before, row]
     assert chosen_rows("history") == [ROWS[NAMES.index("history")]]
+    compared = {"history": "id_dot_product", "transformer": "history", "clusters": "transformer", "stu": "transformer"}
+    assert rows_before(chosen_rows("id_dot_product,history,clusters,stu")) == compared
 
 
 # Differences.
@@ -94,7 +97,7 @@ def random_rows(names: list[str], num_events: int = 60) -> dict[str, Evaluation]
 def test_differences_are_paired_by_user(task: str, state: str) -> None:
     """Users are drawn one by one; both rows are asked about all events of the drawn, as often as they are drawn."""
     rows = random_rows(["first", "second", "third"])
-    found = recalls(rows)
+    found = recalls(rows, {"second": "first", "third": "first"})
     events = rows["first"].events
     chosen = np.flatnonzero(events.of_task(task))
     level = {"next_contact": 0, "new_link": 1, "reply": 1, "unprompted_link": 2}[task]
@@ -104,9 +107,9 @@ def test_differences_are_paired_by_user(task: str, state: str) -> None:
     drawn: dict[str, list[float]] = {"second": [], "third": []}
     for draw in rng.integers(len(users), size=(1000, len(users))):
         asked = np.concatenate([np.flatnonzero(events.actor[chosen] == users[u]) for u in draw])
-        for name, before in (("second", "first"), ("third", "second")):
+        for name, before in (("second", "first"), ("third", "first")):
             drawn[name].append(float(np.mean(hits[name][asked]) - np.mean(hits[before][asked])))
-    for name, before in (("second", "first"), ("third", "second")):
+    for name, before in (("second", "first"), ("third", "first")):
         own = found[name][task][state]
         assert own["recall@10"] == pytest.approx(hits[name].mean())
         assert own["difference"] == pytest.approx(hits[name].mean() - hits[before].mean())
@@ -176,7 +179,7 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[str]:
                 options = {name: named.get(f"--{name}") for name in ("data", "run", "also", "period", "out")}
                 evaluate.main(EvaluateOptions(**options, baselines="--baselines" in words))  # type: ignore[arg-type]
 
-    monkeypatch.setattr(compare, "_call", call)
+    monkeypatch.setattr(cells, "call", call)
     monkeypatch.setattr(report, "write_report", lambda *_: None)
     parse = train.parse
     monkeypatch.setattr(train, "parse", lambda argv: parse([*argv, "--dim=8", "--workers=0"]))

@@ -109,6 +109,10 @@ def test_options_of_stages_to_come_may_change(options: PipelineOptions, ran: lis
             "`friendrec train two_tower_mlp` has no argument --epoch: did you mean --epochs?",
         ),
         ({"evaluate_args": "--period never"}, "--period cannot be never"),
+        ({"index_args": "--kind tree"}, "--kind cannot be tree: choose one of exact, "),
+        ({"index_args": "--nprobe 3"}, "--nprobe means nothing to an index of kind exact: leave it out, or pass"),
+        ({"preset": "stu", "index_args": "--kind ivf"}, "--tokens means nothing to an index of kind ivf: leave it"),
+        ({"preset": "two_tower_clusters", "index_args": "--recall 2"}, "--recall 2.0: give a share between 0 and 1"),
         ({"preset": "two_towers"}, "unknown preset 'two_towers'"),
         ({"preset": "stu", "base_args": "--epoch 3"}, "`friendrec train two_tower_mlp` has no argument --epoch: did"),
         ({"preset": "stu", "train_args": "--dimm 3"}, "`friendrec train stu` has no argument --dimm: did you mean"),
@@ -151,6 +155,7 @@ def test_stages_get_their_inputs_and_options(options: PipelineOptions) -> None:
     assert stages["prepare"].args == ("--interactions", options.interactions)
     assert stages["train"].args == ("two_tower_mlp", "--data", "/w/data", "--resume", "--epochs", "1")
     assert (stages["train"].nproc, stages["export"].nproc, stages["index"].nproc) == (3, 3, 1)
+    assert stages["index"].args == ("--embeddings", "/w/embeddings", "--kind", "exact")
     assert stages["evaluate"].args[-1] == "--baselines"
     assert stages["recommend"].output == "/w/recommendations"
 
@@ -166,11 +171,43 @@ def test_stages_of_preset_stu(options: PipelineOptions) -> None:
     assert named["embeddings"].args == ("--run", "/w/base", "--data", "/w/data")
     assert named["stu"].args == ("--embeddings", "/w/embeddings", "--seed", "5")
     assert named["run"].args == ("stu", "--data", "/w/data", "--tokens", "/w/stu", "--resume", "--epochs", "1")
-    assert named["index"].args == ("--kind", "stu", "--tokens", "/w/stu")
+    assert named["index"].args == ("--tokens", "/w/stu", "--kind", "stu")
     model = ("--run", "/w/run", "--data", "/w/data", "--index", "/w/index")
     assert named["report"].args == (*model, "--also", "/w/base", "--baselines")
     assert named["recommendations"].args == model
     assert [stage.nproc for stage in stages] == [1, 3, 3, 1, 3, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("preset", "index_args", "words"),
+    [
+        ("two_tower_clusters", "", ["--kind", "clusters"]),
+        ("two_tower_clusters", "--dtype int8", ["--kind", "clusters", "--dtype", "int8"]),
+        ("two_tower_clusters", "--kind hnsw --recall 0.9", ["--kind", "hnsw", "--recall", "0.9"]),
+        ("two_tower_moe", "--kind=ivf", ["--kind=ivf"]),
+        ("two_tower_moe", "", ["--kind", "exact"]),
+    ],
+)
+def test_the_kind_of_index_is_the_preset_s_unless_named(
+    options: PipelineOptions, preset: str, index_args: str, words: list[str]
+) -> None:
+    stages = {
+        stage.verb: stage for stage in pipeline._stages(replace(options, preset=preset, index_args=index_args), "/w")
+    }
+    assert stages["train"].args[0] == preset
+    assert stages["index"].args == ("--embeddings", "/w/embeddings", *words)
+
+
+def test_another_index_is_made_of_the_same_embeddings(options: PipelineOptions, ran: list[str]) -> None:
+    """As long as the one before is gone."""
+    pipeline.main(options)
+    with pytest.raises(FriendrecError, match="begun with other --index-args: choose another --out"):
+        pipeline.main(replace(options, index_args="--kind ivf"))
+    for name in ("index", "report", "recommendations"):
+        shutil.rmtree(Path(options.out) / name)
+    ran.clear()
+    pipeline.main(replace(options, index_args="--kind ivf"))
+    assert ran == CHAIN[3:]
 
 
 def test_the_chain_of_preset_stu_goes_on_at_the_first_unfinished_stage(

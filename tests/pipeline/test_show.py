@@ -6,16 +6,21 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from friendrec.errors import FriendrecError
-from friendrec.pipeline import show, tokenize
+from friendrec.pipeline import index, show, tokenize, update
 from friendrec.pipeline.description import epochs_table, plan_table
+from friendrec.pipeline.embeddings import write_centroids, write_part
+from friendrec.pipeline.index import IndexOptions
 from friendrec.pipeline.publish import KINDS, publish
+from friendrec.pipeline.retrieval.centroids import Centroids
 from friendrec.pipeline.show import ShowOptions, size
 from friendrec.pipeline.tokenize import TokenizeOptions
+from friendrec.pipeline.update import UpdateOptions
 from tests.training import export_run, index_embeddings, publish_data, recommend_run, train_run
 
 METRICS = {
@@ -37,6 +42,44 @@ COMPARISON = {
     "baselines": dict.fromkeys(TASKS, LIVE),
 }
 
+AT_SHARE = {"task_recall": 0.31, "of_exact": 0.93}
+FRONTIER = {
+    "candidates": 1676, "queries": 700, "lists": 36,
+    "exact": {"task_recall@100": 0.512, "queries_per_second": 1234.4},
+    "kinds": {
+        "clusters": {
+            "at_share": {"5.0%": AT_SHARE}, "share_at_95_percent_of_exact": 0.061,
+            "speed_at_task_recall": {"95%": 777.0},
+        },
+    },
+}  # fmt: skip
+RATIO = {
+    "before": 0.4,
+    "after": 0.39,
+    "difference": -0.01,
+    "difference_ci": [-0.02, 0.001],
+    "ratio": 0.975,
+    "ratio_ci": [0.95, 1.01],
+}
+SPEED = {
+    "before": 500.0,
+    "after": 1500.0,
+    "difference": 1000.0,
+    "difference_ci": [900, 1100.4],
+    "ratio": 3.0,
+    "ratio_ci": [2.9, 3.1],
+}
+EFFECT = {"recall@10": RATIO, "queries_per_second": SPEED}
+INSIGHT = {
+    "data": {
+        "collegemsg": {
+            "finding": "collegemsg: the search matters more",
+            "effects": [{"factor": "share", "level": "10 %"} | EFFECT],
+            "clusters": {"100 %": EFFECT},
+        }
+    }
+}
+
 
 def shown(capsys: pytest.CaptureFixture[str], place: Any, **options: bool) -> str:
     capsys.readouterr()
@@ -48,19 +91,24 @@ def shown(capsys: pytest.CaptureFixture[str], place: Any, **options: bool) -> st
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One directory of every kind; the report, the log and the comparison hold what `show` reads of them."""
     folder = tmp_path_factory.mktemp("show")
-    data, run, embeddings, index = (str(folder / name) for name in ("data", "run", "embeddings", "index"))
+    data, run, embeddings, indexed = (str(folder / name) for name in ("data", "run", "embeddings", "index"))
     with publish(folder / "log", kind="log", options={}, inputs={}, extra={"users": 150, "seed": 3}) as attempt:
         (attempt / "interactions").mkdir()
         pq.write_table(pa.table({"actor_id": [1]}), attempt / "interactions" / "part-0.parquet")
     publish_data(Path(data))
     train_run(Path(data), Path(run), "--epochs=2", "--patience=0", "--workers=0")
     export_run(run=run, data=data, out=embeddings)
-    index_embeddings(Path(embeddings), Path(index))
+    index_embeddings(Path(embeddings), Path(indexed))
     tokenize.main(TokenizeOptions(embeddings=embeddings, codebook_size=16, out=str(folder / "stu")))
-    recommend_run(run=run, data=data, index=index, k=3, out=str(folder / "recommendations"))
-    for name, metrics in (("report", METRICS), ("comparison", COMPARISON)):
+    recommend_run(run=run, data=data, index=indexed, k=3, out=str(folder / "recommendations"))
+    for name, metrics in (
+        ("report", METRICS),
+        ("comparison", COMPARISON),
+        ("insight", INSIGHT),
+        ("frontier", FRONTIER),
+    ):
         with publish(folder / name, kind=name, options={}, inputs={"data": data}) as attempt:
-            (attempt / "metrics.json").write_text(json.dumps(metrics))
+            (attempt / ("summary.json" if name == "frontier" else "metrics.json")).write_text(json.dumps(metrics))
     return folder
 
 
@@ -75,6 +123,19 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("index", ["exact", "138", "embeddings: "]),
         ("report", ["report.html", "0.512", "0.250", "fusion", "0.625"]),
         ("recommendations", ["145", "435, at most 3 a user"]),
+        ("frontier", ["1,676", "700", "0.512, 1,234 queries/s", "clusters", "0.310 [93%]", "6.10%", "777"]),
+        (
+            "insight",
+            [
+                "collegemsg  the search matters more",
+                "10 % compared",
+                "×0.975 (0.95–1.01)",
+                "×3 (2.9–3.1)",
+                "-0.0100 (-0.0200 to +0.0010)",
+                "+1,000 (+900 to +1,100)",
+                "clusters, 100 %",
+            ],
+        ),
         ("comparison", ["history", "0.512", "1,234", "fusion with stu", "0.625 +0.100 "]),
     ],
 )
@@ -88,6 +149,43 @@ def test_every_kind_is_told(capsys: pytest.CaptureFixture[str], made: Path, kind
         json.loads((made / kind / "manifest.json").read_text())["created"],
     ]:
         assert word in text
+
+
+def test_an_index_of_clusters_tells_its_lists_and_its_updates(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "250")
+    vectors = np.random.default_rng(0).standard_normal((40, 3), np.float32)
+    for name, users in (("embeddings", np.arange(40)), ("newer", np.arange(30, 45) % 43)):
+        with publish(tmp_path / name, kind="embeddings", options={}, inputs={}) as attempt:
+            write_part(attempt / "part-0.parquet", users, vectors[: len(users)], vectors[: len(users)], "float32")
+            write_centroids(attempt, Centroids(vectors[:4].copy(), 2))
+    pq.write_table(pa.table({"user_id": [5, 6]}), tmp_path / "leaving.parquet")
+    built = str(tmp_path / "index")
+    words = {"kind": "clusters", "nprobe": 2, "dtype": "int8"}
+    index.main(IndexOptions(embeddings=str(tmp_path / "embeddings"), out=built, **words))  # type: ignore[arg-type]
+    text = shown(capsys, built)
+    for fact in (
+        "clusters",
+        "lists       4",
+        "cells       2",
+        "copies      2",
+        "nprobe      2",
+        "int8",
+        "candidates  40",
+    ):
+        assert fact in text
+    assert "int8" in text and "updates" not in text
+    update.main(UpdateOptions(index=built, embeddings=str(tmp_path / "newer")))
+    update.main(UpdateOptions(index=built, delete=str(tmp_path / "leaving.parquet"), compact=True))
+    text = shown(capsys, built)
+    assert "candidates  43" in text and "deleted     2" in text
+    rows = [[cell.strip() for cell in line.split("│")[2:-1]] for line in text.splitlines() if line.startswith("│")]
+    assert rows == [
+        ["3", "12", "", "", str(tmp_path / "newer")],
+        ["", "", "", "2", str(tmp_path / "leaving.parquet")],
+        ["", "", "", "", "itself, compacted"],
+    ]
 
 
 def test_all_kinds_were_tried(made: Path) -> None:
