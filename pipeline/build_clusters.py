@@ -23,16 +23,13 @@ from friendrec.pipeline.embedding_parts import EmbeddingParts
 from friendrec.pipeline.embeddings import read_centroids
 from friendrec.pipeline.index import RECALL, SAMPLE, IndexOptions
 from friendrec.pipeline.publish import open_published
-from friendrec.pipeline.retrieval.approximate import CALIBRATED_AT, recall_of
+from friendrec.pipeline.retrieval.approximate import least_effort
 from friendrec.pipeline.retrieval.centroids import Centroids
 from friendrec.pipeline.retrieval.clusters import ClusterIndex
-from friendrec.pipeline.retrieval.protocol import Queries
 from friendrec.pipeline.retrieval.segments import Dtype, stored
 from friendrec.pipeline.retrieval.store import create_segment, open_index, segment_path, write_constants, write_user_ids
 from friendrec.pipeline.together import is_rank_zero, publish_together, say
 from friendrec.sharding.parallel import process_group
-
-COPIES = 2
 
 Lists = NDArray[np.int32]
 """The lists of each user `[n, copies]`, the nearest first."""
@@ -44,8 +41,10 @@ def publish_clusters(options: IndexOptions, inputs: Mapping[str, str | Path]) ->
     assert options.embeddings is not None
     directory, _ = open_published(options.embeddings, "embeddings")
     parts = EmbeddingParts.of(directory)
+    if not len(parts):
+        raise FriendrecError(f"{options.embeddings} holds no users: there is nothing to index")
     centroids = _centroids(directory, options.embeddings, parts.dimensions)
-    copies, dtype = min(options.copies or COPIES, len(centroids)), options.dtype or "float32"
+    copies, dtype = min(options.copies or 1, len(centroids)), options.dtype or "float32"
     with (
         process_group(),
         publish_together(options.out, kind="index", options=options, inputs=inputs, extra={}) as place,
@@ -152,23 +151,9 @@ def _effort(place: Path, parts: EmbeddingParts, options: IndexOptions) -> tuple[
     if options.nprobe is not None:
         return min(options.nprobe, index.most_effort), None
     sample = np.sort(np.random.default_rng(0).permutation(len(parts))[:SAMPLE])
-    return calibrated(index, parts.rows("query", sample), options.recall or RECALL)
-
-
-def calibrated(index: ClusterIndex, queries: NDArray[np.float32], recall: float) -> tuple[int, float]:
-    """The fewest lists, by factors of √2, that find this share of what all lists would, and what they find.
-
-    Where nothing less finds it, as among few users, all of them.
-    """
-    asked, effort = Queries.dense(queries), 1.0
-    expected, _ = replace(index, effort=index.most_effort).search(asked, min(max(CALIBRATED_AT), len(index)))
-    while True:
-        nprobe = min(round(effort), index.most_effort)
-        tried = replace(index, effort=nprobe)
-        found = min(recall_of(tried, asked, expected[:, :k]) for k in CALIBRATED_AT)
-        if found >= recall or nprobe == index.most_effort:
-            return nprobe, found
-        effort *= 2**0.5
+    every = replace(index, effort=index.most_effort)  # what finds the exact best of the stored vectors
+    chosen, found = least_effort(index, every, parts.rows("query", sample), options.recall or RECALL, first=1)
+    return chosen.effort, found
 
 
 @contextmanager

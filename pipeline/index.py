@@ -73,8 +73,8 @@ class IndexOptions:
     """ivf, hnsw, clusters: share of the exact 10 and of the exact best to be found, by default 0.98, measured on
     queries of 500 users when nprobe or ef is not given. Lower for speed."""
     copies: int | None = None
-    """clusters: lists that a user lies in, the nearest first, by default 2. 1 halves the disk taken, and takes more
-    lists for the same recall."""
+    """clusters: lists that a user lies in, the nearest first, by default 1. With 2 it is found in either, but lists are
+    twice as long: for the same work fewer are found."""
     dtype: Literal["float32", "float16", "int8"] | None = None
     """clusters: how vectors are stored, by default float32. float16 halves them, int8 takes a quarter, and no number
     moves by more than 0.4 % of its vector's largest."""
@@ -161,6 +161,8 @@ def _check(options: IndexOptions) -> None:
     effort = {"ivf": "nprobe", "hnsw": "ef", "clusters": "nprobe"}.get(options.kind)
     if effort and options.recall is not None and getattr(options, effort) is not None:
         raise FriendrecError(f"--{effort} decides the recall: leave out --recall, or let it choose --{effort}")
+    if options.copies is not None and options.copies > 2:
+        raise FriendrecError(f"--copies {options.copies}: a user lies in 1 list or in 2")
     if options.recall is not None and options.recall > 1:
         raise FriendrecError(f"--recall {options.recall}: give a share between 0 and 1")
 

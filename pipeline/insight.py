@@ -176,11 +176,22 @@ def _publish(options: InsightOptions, planned: dict[str, list[Cell]], inputs: di
         searches = [Searches.load(cell.place / "searches") for cell in cells]
         with _bar("timing") as advance:
             seconds = measure(runs, inputs[name], np.stack([search.nprobe for search in searches]), advance)
-        metrics["data"][name] = figures_of(name, runs, seeds, searches, seconds)
+        found = figures_of(name, runs, seeds, searches, seconds)
+        found["notes"] += _cut_short(cells, options.minutes)
+        metrics["data"][name] = found
     (out / "manifest.json").unlink(missing_ok=True)
     (out / "metrics.json").write_text(json.dumps(metrics, indent=1, allow_nan=False) + "\n")
     write_insight(out / "report.html", metrics, inputs)
     write_manifest(out, kind="insight", options=options.settings, inputs=inputs, only=FILES)
+
+
+def _cut_short(cells: list[Cell], minutes: float) -> list[str]:
+    """A line on the runs that had no time for all their steps: who trains more slowly learned from less."""
+    taken = {cell.row.name: open_published(cell.run, "run")[1].extra["progress"]["step"] for cell in cells}
+    short = [f"{cell.row.name} {taken[cell.row.name]:,}" for cell in cells if taken[cell.row.name] < cell.steps]
+    if not short:
+        return []
+    return [f"{minutes:g} minutes were too few for the {cells[0].steps:,} steps of a run: {', '.join(short)}"]
 
 
 def _show(out: Path) -> None:
@@ -191,6 +202,6 @@ def _show(out: Path) -> None:
     metrics, console = json.loads((out / "metrics.json").read_text()), Console()
     console.print(insight_table(metrics))
     for found in metrics["data"].values():
-        for line in (*found["left_out"], found["finding"]):
+        for line in (*found["notes"], found["finding"]):
             console.print(f"\n{line}", soft_wrap=True, highlight=False)
     console.print(f"\n{out}/report.html", soft_wrap=True, highlight=False)

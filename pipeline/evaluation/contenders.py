@@ -150,10 +150,12 @@ class FaissLists:
         return steps(len(self.load))
 
     def search(self, queries: Queries, k: int, effort: int | None) -> Found:
-        def ask(vectors: Vectors, wanted: int) -> Found:
-            parameters = faiss.SearchParametersIVF(nprobe=effort)
-            if self.index is not self.lists:
-                parameters = faiss.IndexRefineSearchParameters(k_factor=REFINED, base_index_params=parameters)
+        def ask(vectors: Vectors, wanted: int, slack: int, selector: Any) -> Found:
+            probes = faiss.SearchParametersIVF(nprobe=effort, sel=selector)
+            again = self.index is not self.lists
+            parameters = (
+                faiss.IndexRefineSearchParameters(k_factor=REFINED, base_index_params=probes) if again else probes
+            )
             scores, ids = self.index.search(_widened(vectors, self.index.d), wanted, params=parameters)
             return ids, scores
 
@@ -203,8 +205,9 @@ class FaissGraph:
     def search(self, queries: Queries, k: int, effort: int | None) -> Found:
         assert effort is not None
 
-        def ask(vectors: Vectors, wanted: int) -> Found:
-            queue = faiss.SearchParametersHNSW(efSearch=max(effort + wanted - min(k, effort), wanted))
+        def ask(vectors: Vectors, wanted: int, slack: int, selector: Any) -> Found:
+            length = min(max(effort + slack, wanted), len(self.vectors))
+            queue = faiss.SearchParametersHNSW(efSearch=length, sel=selector)
             scores, ids = self.index.search(_widened(vectors, self.index.d), wanted, params=queue)
             return ids, scores
 

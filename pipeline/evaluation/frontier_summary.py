@@ -121,12 +121,11 @@ def least_share(share: NDArray[np.float64], recall: NDArray[np.float64], wanted:
 
 
 def knee(share: NDArray[np.float64], recall: NDArray[np.float64]) -> int | None:
-    """The row that lies highest above the line from the first to the best, in log share (Satopää et al. 2011).
+    """The row that lies highest above the line from the first to the last, in log share (Satopää et al. 2011).
 
-    None with fewer than three rows up to the best, or where none lies above it.
+    None with fewer than three rows, or where none lies above it.
     """
     order = np.argsort(share, kind="stable")
-    order = order[: int(np.argmax(recall[order])) + 1]
     if len(order) < 3 or share[order[-1]] <= share[order[0]] or recall[order[-1]] <= recall[order[0]]:
         return None
     x, y = np.log(share[order]), recall[order]

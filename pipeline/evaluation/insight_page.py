@@ -36,7 +36,7 @@ def figures_of(
         "actors": len(np.unique(grid.actors)),
         "candidates": seconds.candidates,
         "cells": _cells(runs, seeds, searches, seconds),
-        "left_out": _left_out(searches),
+        "notes": _left_out(searches),
         "effects": found,
         "clusters": clusters_by_share(grid),
         "finding": finding(name, found),
@@ -84,7 +84,7 @@ def _left_out(searches: Sequence[Searches]) -> list[str]:
             least = [float(run.least) for run in searches[clusters::2] if np.isnan(run.compared[level])]
             if least:
                 lines.append(
-                    f"{share} is left out: one list of {kind} takes up to {100 * max(least):.1f} % of the users"
+                    f"{share} is left out: one list of {kind} takes up to {100 * max(least):.2f} % of the users"
                 )
     return lines
 

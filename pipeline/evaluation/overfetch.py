@@ -1,10 +1,12 @@
-"""Exclusions and named contacts for an index that knows neither: it is asked for more, and answers are merged here.
+"""Exclusions and named contacts for indices of FAISS: what is found beside whom, and merged with whom.
 
-A block of queries goes to it at once, which is faster than a filter of its own for each.
+Queries that hide few go there in blocks, and ask for as many more as they hide. One that hides many goes alone, with a
+filter, for a long list costs more than that.
 """
 
-from collections.abc import Callable
+from typing import Any, Protocol
 
+import faiss
 import numba
 import numpy as np
 from numpy.typing import NDArray
@@ -13,16 +15,31 @@ from friendrec.pipeline.retrieval.parts import Found
 from friendrec.pipeline.retrieval.protocol import Queries
 from friendrec.pipeline.retrieval.scan import ascending_rows
 
-ROOM = np.array([0, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 1 << 30])
-"""A query asks for so many more as cover those it hides: few sizes, so that blocks are large."""
+ROOM = np.array([0, 16, 32, 64, 128, 256])
+"""So many more are asked for as cover those hidden: few sizes, so that blocks are large. Beyond these, a filter."""
+
+
+class Ask(Protocol):
+    """A search of an index."""
+
+    def __call__(self, vectors: NDArray[np.float32], wanted: int, slack: int, selector: Any) -> Found:
+        """The best `wanted` of each vector `[B, D]` that the selector lets through, best first, -1 behind the last.
+
+        `slack`: so many near ones may be none that the query is after.
+        """
+        ...
 
 
 def room_of(queries: Queries) -> NDArray[np.int64]:
-    """How many more each query asks for, `[Q]`: at least as many as it excludes or names."""
-    room: NDArray[np.int64] = ROOM[
-        np.searchsorted(ROOM, np.diff(queries.exclude_offsets) + np.diff(queries.sparse_offsets))
-    ]
+    """How many more each query asks for, `[Q]`: at least as many as it excludes or names, or 0 with a filter."""
+    hidden = _num_hidden(queries)
+    room: NDArray[np.int64] = np.where(hidden <= ROOM[-1], ROOM[np.searchsorted(ROOM[:-1], hidden)], 0)
     return room
+
+
+def _num_hidden(queries: Queries) -> NDArray[np.int64]:
+    hidden: NDArray[np.int64] = np.diff(queries.exclude_offsets) + np.diff(queries.sparse_offsets)
+    return hidden
 
 
 def search(
@@ -30,22 +47,27 @@ def search(
     queries: Queries,
     k: int,
     most: int,
-    ask: Callable[[NDArray[np.float32], int], Found],
+    ask: Ask,
 ) -> Found:
-    """The best k `[Q, k]` of the `most` that are wanted of an index, exclusions apart, and of those named.
-
-    `ask` takes vectors `[B, D]` and how many are to be found, and returns them best first, -1 behind the last.
-    """
+    """The best k `[Q, k]` of the `most` that are wanted of an index, exclusions apart, and of those named."""
     ids, best = np.full((len(queries), k), -1, np.int64), np.full((len(queries), k), -np.inf, np.float32)
     excluded = queries.exclude_offsets, ascending_rows(queries.exclude_offsets, queries.exclude_ids)
     named = queries.sparse_offsets, ascending_rows(queries.sparse_offsets, queries.sparse_ids)
     jagged = queries.sparse_offsets, queries.sparse_ids, queries.sparse_bonus
     ranked, scores = _ranked(queries.vector, vectors, *jagged, *excluded)
-    room = room_of(queries)
-    for more in np.unique(room):
-        rows = np.flatnonzero(room == more)
-        found = ask(queries.vector[rows], min(len(vectors), min(k, most) + int(more)))
+    room, hidden, wanted = room_of(queries), _num_hidden(queries), min(k, most, len(vectors))
+    filtered = hidden > ROOM[-1]
+    for more in np.unique(room[~filtered]).tolist():
+        rows = np.flatnonzero((room == more) & ~filtered)
+        found = ask(queries.vector[rows], min(len(vectors), wanted + more), more, None)
         _merge(rows, *found, *excluded, *named, ranked, scores, ids, best)
+    rows = np.flatnonzero(filtered)
+    found = np.empty((len(rows), wanted), np.int64), np.empty((len(rows), wanted), np.float32)
+    for place, q in enumerate(rows):
+        own = [of_row[offsets[q] : offsets[q + 1]] for offsets, of_row in (excluded, named)]
+        selector = faiss.IDSelectorNot(faiss.IDSelectorBatch(np.concatenate(own)))
+        found[0][place], found[1][place] = ask(queries.vector[q : q + 1], wanted, int(hidden[q]), selector)
+    _merge(rows, *found, *excluded, *named, ranked, scores, ids, best)
     return ids, best
 
 

@@ -10,13 +10,14 @@ changes, and a graph by inner product becomes one by distance, without which muc
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 import faiss
 import numpy as np
 from numpy.typing import NDArray
 
 from friendrec.errors import FriendrecError
+from friendrec.pipeline.retrieval.clusters import ClusterIndex
 from friendrec.pipeline.retrieval.exact import ExactIndex
 from friendrec.pipeline.retrieval.files import UserIds, read_meta, read_users, write_users
 from friendrec.pipeline.retrieval.parts import Found, search_by_parts
@@ -119,6 +120,9 @@ class ApproximateIndex:
         return cls(meta["kind"], _with_vectors(index), read_users(directory), effort, meta["recall"])
 
 
+Tunable = TypeVar("Tunable", ApproximateIndex, ClusterIndex)
+
+
 def default_lists(num_candidates: int) -> int:
     """About 4 √N lists, and none too short to be trained."""
     return max(1, min(int(4 * num_candidates**0.5), num_candidates // POINTS_A_LIST))
@@ -131,20 +135,31 @@ def calibrate(
 
     `queries` `[Q, D]` should be of the kind that will be asked: which lists are good depends on it.
     """
+    tried, found = least_effort(index, exact, queries, recall, 1 if index.kind == "ivf" else min(CALIBRATED_AT))
+    if found < recall:
+        raise FriendrecError(
+            f"an index of kind {index.kind} finds {found:.3f} of the exact best, not {recall}, "
+            "before the exact index is faster: pass --kind exact, or a lower --recall"
+        )
+    return tried
+
+
+def least_effort(
+    index: Tunable, exact: Retriever, queries: NDArray[np.float32], recall: float, first: float
+) -> tuple[Tunable, float]:
+    """The index with the least effort, by factors of √2 from the first, that finds this share of what `exact` does.
+
+    Beside it what it finds: less where the most effort is not enough.
+    """
     asked = Queries.dense(queries)
-    expected, _ = exact.search(asked, min(max(CALIBRATED_AT), len(exact)))
-    effort = 1.0 if index.kind == "ivf" else float(min(CALIBRATED_AT))
+    expected, _ = exact.search(asked, min(max(CALIBRATED_AT), len(index)))
     while True:
-        tried = replace(index, effort=min(round(effort), index.most_effort))
+        effort = min(round(first), index.most_effort)
+        tried = replace(index, effort=effort)
         found = min(recall_of(tried, asked, expected[:, :k]) for k in CALIBRATED_AT)
-        if found >= recall:
-            return replace(tried, recall=found)
-        if tried.effort == index.most_effort:
-            raise FriendrecError(
-                f"an index of kind {index.kind} finds {found:.3f} of the exact best, not {recall}, "
-                "before the exact index is faster: pass --kind exact, or a lower --recall"
-            )
-        effort *= 2**0.5
+        if found >= recall or effort == index.most_effort:
+            return replace(tried, recall=found), found
+        first *= 2**0.5
 
 
 def recall_of(index: Retriever, queries: Queries, expected: NDArray[np.int64]) -> float:

@@ -54,7 +54,11 @@ def files(directory: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize(
     ("ranks", "options", "text"),
-    [(2, {"dtype": "int8"}, False), (3, {"copies": 1, "dtype": "float16"}, True), (2, {"nprobe": 3}, False)],
+    [
+        (2, {"dtype": "int8", "nprobe": 3}, False),
+        (3, {"copies": 1, "dtype": "float16", "nprobe": 99}, True),
+        pytest.param(2, {"recall": 0.9}, False, marks=pytest.mark.long),
+    ],
 )
 def test_ranks_build_what_one_would(
     workers: Workers, tmp_path: Path, ranks: int, options: dict[str, Any], text: bool
@@ -70,7 +74,7 @@ def test_ranks_build_what_one_would(
 
 
 def test_the_files_are_what_a_segment_in_memory_is(workers: Workers, tmp_path: Path) -> None:
-    words = {"embeddings": publish_embeddings(tmp_path / "embeddings", False), "dtype": "int8"}
+    words = {"embeddings": publish_embeddings(tmp_path / "embeddings", False), "dtype": "int8", "nprobe": 1}
     assert workers.run(2, call_index, words | {"out": str(tmp_path / "index")}) == ["", ""]
     (built,) = open_index(tmp_path / "index").segments
     distances = ((TARGETS[:, None] - CENTROIDS.vectors) ** 2).sum(axis=2)
@@ -94,7 +98,7 @@ def test_more_ranks_than_users(workers: Workers, tmp_path: Path) -> None:
         table = to_table(np.array([5, 6]), TARGETS[:2], TARGETS[:2], "float32")
         pq.write_table(table, attempt / "part-0.parquet")
         write_centroids(attempt, CENTROIDS)
-    words = {"embeddings": str(tmp_path / "embeddings"), "out": str(tmp_path / "index"), "copies": 1}
+    words = {"embeddings": str(tmp_path / "embeddings"), "out": str(tmp_path / "index"), "copies": 1, "nprobe": 1}
     assert workers.run(3, call_index, words) == ["", "", ""]
     opened = open_index(tmp_path / "index")
     assert opened.user_ids.tolist() == [5, 6] and sorted(opened.segments[0].ids.tolist()) == [0, 1]

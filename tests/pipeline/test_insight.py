@@ -14,13 +14,14 @@ from friendrec.errors import FriendrecError
 from friendrec.pipeline import cells, cli, insight, train
 from friendrec.pipeline.cli import read_verb
 from friendrec.pipeline.climb import ROWS
+from friendrec.pipeline.config import preset
 from friendrec.pipeline.evaluation import speed
 from friendrec.pipeline.evaluation.reduced import SHARES, Searches
 from friendrec.pipeline.evaluation.scoring import recommender_ranks
 from friendrec.pipeline.evaluation.tasks import scored_events
 from friendrec.pipeline.inference import Recommender, open_recommender
 from friendrec.pipeline.insight import InsightOptions, rows_of
-from friendrec.pipeline.publish import open_published
+from friendrec.pipeline.publish import open_published, publish
 from tests.training import joined, publish_data
 
 NAMES = ["mlp-0", "mlp-clusters-0", "moe-0", "moe-clusters-0"]
@@ -82,7 +83,7 @@ def test_cells_are_made_once_and_measured_as_they_are(
     found = metrics["data"]["small"]
     check_cells(out / "small" / "rows", data, found)
     said = capsys.readouterr().out
-    assert found["finding"] in said and "1 % is left out: one list of" in said
+    assert found["finding"] in said and "1 % is left out: one list of" in said and "too few" not in said
     assert [(effect["factor"], effect["level"]) for effect in found["effects"]] == [
         ("model", "two_tower_moe"), ("clusters", "on"), ("share", "10 %"),
     ]  # fmt: skip
@@ -157,6 +158,17 @@ def test_a_run_counts_as_made_whatever_its_preset_is_called(data: Path, tmp_path
     assert (
         cells.made_before(cells.plan(rows_of("0")[2], tmp_path / "mine", budget, prepared), budget, [good]).run != good
     )
+
+
+def test_runs_that_were_cut_short_are_named(tmp_path: Path) -> None:
+    planned = []
+    for row, step in zip(rows_of("0"), (7, 5, 7, 1), strict=True):
+        with publish(tmp_path / row.name, kind="run", options={}, inputs={}, extra={"progress": {"step": step}}) as run:
+            (run / "config.json").write_text("{}")
+        planned.append(cells.Cell(row, tmp_path, tmp_path / row.name, [], preset("two_tower_mlp"), steps=7))
+    (line,) = insight._cut_short(planned, 0.5)
+    assert line == "0.5 minutes were too few for the 7 steps of a run: mlp-clusters-0 5, moe-clusters-0 1"
+    assert insight._cut_short(planned[::2], 0.5) == []
 
 
 @pytest.mark.parametrize(

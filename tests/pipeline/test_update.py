@@ -172,7 +172,10 @@ def test_nobody_known_is_deleted_and_no_embeddings_are_no_change(
 ) -> None:
     update.main(UpdateOptions(index=str(built), delete=users_file(built.parent / "none.parquet", [1, 2])))
     assert "nothing to change (0 deleted, 2 to delete were not there)" in capsys.readouterr().out
-    empty = {10: BEFORE[10]}
-    update.main(UpdateOptions(index=str(built), embeddings=publish_embeddings(built.parent / "empty", empty)))
-    assert "nothing to change (0 added, 0 replaced, 1 unchanged)" in capsys.readouterr().out
+    for name, vectors, unchanged in (("same", {10: BEFORE[10]}, 1), ("empty", {}, 0)):
+        embeddings = publish_embeddings(built.parent / name, vectors)
+        update.main(UpdateOptions(index=str(built), embeddings=embeddings))
+        assert f"nothing to change (0 added, 0 replaced, {unchanged} unchanged)" in capsys.readouterr().out
+    with pytest.raises(FriendrecError, match="holds no users: there is nothing to index"):
+        index.main(IndexOptions(embeddings=embeddings, kind="clusters", out=str(built.parent / "nobody")))
     assert contents(built) == BEFORE

@@ -25,7 +25,7 @@ Vectors = Mapping[Any, list[int]]
 def publish_embeddings(out: Path, vectors: Vectors, centroids: Centroids | None = CENTROIDS) -> str:
     """Target vectors of users by raw id, in two parts."""
     users = np.array(list(vectors), object if any(isinstance(user, str) for user in vectors) else np.int64)
-    targets = np.array(list(vectors.values()), np.float32).reshape(len(users), -1)
+    targets = np.array(list(vectors.values()), np.float32).reshape(len(users), -1 if vectors else DIM)
     with publish(out, kind="embeddings", options=None, inputs={}) as attempt:
         for part, rows in enumerate(np.array_split(np.arange(len(users)), 2)):
             write_part(attempt / f"part-{part}.parquet", users[rows], -targets[rows], targets[rows], "float32")

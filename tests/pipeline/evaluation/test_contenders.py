@@ -19,7 +19,7 @@ from friendrec.pipeline.evaluation.contenders import (
     k_means,
     steps,
 )
-from friendrec.pipeline.evaluation.overfetch import room_of
+from friendrec.pipeline.evaluation.overfetch import ROOM, room_of
 from friendrec.pipeline.retrieval.centroids import Centroids
 from friendrec.pipeline.retrieval.exact import ExactIndex
 from friendrec.pipeline.retrieval.protocol import Queries
@@ -43,10 +43,13 @@ def queries() -> Queries:
     """Of each other queries name and exclude none, few, or many; some are in both."""
     rng = np.random.default_rng(1)
     some = lambda most: rng.permutation(NUM)[: rng.integers(0, most + 1)].tolist()  # noqa: E731
-    mosts = [(0, 0), (5, 0), (0, 5), (40, 200), (20, 20), (3, 290), (100, 30)] * 3
+    mosts = [(0, 0), (5, 0), (0, 5), (40, 200), (20, 20), (3, 290), (100, 30), (200, 290)] * 4
     named = [{v: float(rng.normal()) for v in some(most)} for most, _ in mosts]
     vector = rng.standard_normal((len(mosts), 6)).astype(np.float32)
-    return make_queries(vector, named, [some(most) for _, most in mosts])
+    made = make_queries(vector, named, [some(most) for _, most in mosts])
+    hidden = np.diff(made.sparse_offsets) + np.diff(made.exclude_offsets)
+    assert set(room_of(made)) == set(ROOM) and (hidden[room_of(made) == 0] > ROOM[-1]).any()  # in blocks, and filtered
+    return made
 
 
 @pytest.fixture(scope="module", params=list(WAYS))

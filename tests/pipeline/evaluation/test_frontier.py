@@ -58,7 +58,7 @@ def test_between_two_rows_recall_is_linear_in_log_share() -> None:
 
 def test_the_knee_is_farthest_above_the_chord() -> None:
     share, recall = 10.0 ** np.arange(-4, 1), np.array([0.0, 0.3, 0.9, 1.0, 1.0])
-    assert knee(share, recall) == 2  # .9 − 2/3 above the chord that ends at the first 1
+    assert knee(share, recall) == 2  # .9 − 1/2
     assert knee(share, np.array([0.0, 0.1, 0.2, 0.3, 1.0])) is None  # below it
     assert knee(share[:2], recall[:2]) is None
     assert knee(share, np.full(5, 0.5)) is None
