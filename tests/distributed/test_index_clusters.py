@@ -55,7 +55,7 @@ def files(directory: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize(
     ("ranks", "options", "text"),
     [
-        (2, {"dtype": "int8", "nprobe": 3}, False),
+        (2, {"copies": 2, "dtype": "int8", "nprobe": 3}, False),
         (3, {"copies": 1, "dtype": "float16", "nprobe": 99}, True),
         pytest.param(2, {"recall": 0.9}, False, marks=pytest.mark.long),
     ],
@@ -74,7 +74,12 @@ def test_ranks_build_what_one_would(
 
 
 def test_the_files_are_what_a_segment_in_memory_is(workers: Workers, tmp_path: Path) -> None:
-    words = {"embeddings": publish_embeddings(tmp_path / "embeddings", False), "dtype": "int8", "nprobe": 1}
+    words = {
+        "embeddings": publish_embeddings(tmp_path / "embeddings", False),
+        "copies": 2,
+        "dtype": "int8",
+        "nprobe": 1,
+    }
     assert workers.run(2, call_index, words | {"out": str(tmp_path / "index")}) == ["", ""]
     (built,) = open_index(tmp_path / "index").segments
     distances = ((TARGETS[:, None] - CENTROIDS.vectors) ** 2).sum(axis=2)

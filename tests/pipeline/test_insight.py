@@ -72,6 +72,7 @@ def test_rows_are_the_presets_with_one_switch() -> None:
     assert read_verb(["insight", "--data=a", "--data", "b", "--out=c"])[1].data == ("a", "b")
 
 
+@pytest.mark.long
 def test_cells_are_made_once_and_measured_as_they_are(
     data: Path, tmp_path: Path, called: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -66,7 +66,7 @@ def test_the_same_update_again_changes_nothing(built: Path, capsys: pytest.Captu
 def test_an_updated_index_is_still_the_one_that_was_built(built: Path, capsys: pytest.CaptureFixture[str]) -> None:
     update.main(options_of(built))
     embeddings = str(built.parent / "embeddings")
-    index.main(IndexOptions(embeddings=embeddings, kind="clusters", out=str(built)))
+    index.main(IndexOptions(embeddings=embeddings, kind="clusters", copies=2, out=str(built)))
     assert "is this index already" in capsys.readouterr().out
     assert contents(built) == AFTER
 

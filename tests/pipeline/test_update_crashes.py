@@ -61,7 +61,7 @@ while not ended:
 """A process of its own: who forks may not have run threads before."""
 
 
-@pytest.mark.parametrize("every", [8, pytest.param(1, marks=pytest.mark.long)])
+@pytest.mark.parametrize("every", [24, pytest.param(1, marks=pytest.mark.long)])
 def test_a_writer_killed_at_any_step_leaves_the_index_of_before_or_after(built: Path, every: int) -> None:
     options = options_of(built)
     words = [str(built), str(options.embeddings), str(options.delete), str(every)]
@@ -70,7 +70,7 @@ def test_a_writer_killed_at_any_step_leaves_the_index_of_before_or_after(built: 
     found = [contents(copy) for copy in copies]
     assert all(state in (BEFORE, AFTER) for state in found)
     done = [state == AFTER for state in found]
-    assert done == sorted(done) and 2 < sum(done) < len(done) - 2, "killed before the commit, and after it"
+    assert done == sorted(done) and 0 < sum(done) < len(done), "killed before the commit, and after it"
     for copy in copies:
         open_published(copy, "index", verify=True)
         update.main(UpdateOptions(index=str(copy), embeddings=options.embeddings, delete=options.delete))

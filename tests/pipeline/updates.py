@@ -61,7 +61,7 @@ AFTER: Vectors = {u: v for u, v in BEFORE.items() if u not in LEAVING} | {12: [2
 def build(place: Path) -> Path:
     """An index of `BEFORE`."""
     embeddings = publish_embeddings(place / "embeddings", BEFORE)
-    index.main(IndexOptions(embeddings=embeddings, kind="clusters", out=str(place / "index")))
+    index.main(IndexOptions(embeddings=embeddings, kind="clusters", copies=2, out=str(place / "index")))
     return place / "index"
 
 

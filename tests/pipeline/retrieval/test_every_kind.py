@@ -27,7 +27,16 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.mark.parametrize("kind", ["exact", pytest.param("ivf", marks=pytest.mark.long), "hnsw", "clusters", "milvus"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "exact",
+        pytest.param("ivf", marks=pytest.mark.long),
+        pytest.param("hnsw", marks=pytest.mark.long),
+        "clusters",
+        "milvus",
+    ],
+)
 def test_evaluate_and_recommend_with_an_index(world: Path, tmp_path: Path, kind: Any) -> None:
     run, data, built = str(world / "run"), str(world / "data"), str(tmp_path / "index")
     index.main(IndexOptions(embeddings=str(world / "embeddings"), kind=kind, out=built))
