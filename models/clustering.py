@@ -16,7 +16,8 @@ They teach centroids and queries, not target vectors: what pushes users out of c
 no loss pushes back, and row-wise Adagrad makes full steps of it (tried: the mean of all vectors ran away).
 
 Two levels: √C cells of √C centroids each; a cell's vector is the mean of its centroids. The towers then see the cells,
-and the losses ask for the cell first, then for the centroid among those of the cell.
+and the losses ask for the cell first, then for the centroid among those of the cell. Without target vectors, where
+users are tokens, there are no losses and no cells.
 
 B queries, S users, C centroids, R of them in a cell, D dimensions.
 """
@@ -64,7 +65,7 @@ class Clustering(nn.Module):
     def __init__(self, config: EncoderConfig, num_clusters: int, indexed: bool) -> None:
         super().__init__()
         self.config = config
-        self.cells = math.isqrt(num_clusters) if config.two_level else 1
+        self.cells = math.isqrt(num_clusters) if config.two_level and indexed else 1
         self.gates = nn.Parameter(torch.zeros(1 + indexed)) if config.clusters == "residual" else None
         self.register_buffer("load", torch.full((num_clusters,), 1 / num_clusters))
         self.register_buffer("centre", torch.zeros(config.dim))

@@ -49,6 +49,13 @@ class TargetTower(nn.Module):
         shape = config.dim, config.dim + 1
         self.residual = nn.Linear(*shape) if config.interaction == "none" else mlp(shape[0], config.hidden, shape[1])
 
+    @property
+    def shift(self) -> nn.Parameter:
+        """The bias that moves all targets alike `[D + 1]`."""
+        last = self.residual[-1] if isinstance(self.residual, nn.Sequential) else self.residual
+        assert isinstance(last, nn.Linear) and last.bias is not None
+        return last.bias
+
     def forward(self, user_SD: Tensor) -> Tensor:
         target: Tensor = pad(user_SD, (0, 1)) + self.residual(user_SD)
         return target

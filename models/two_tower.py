@@ -40,7 +40,7 @@ class TwoTower(nn.Module):
         if self.clustering is not None:
             # The last bias moves all targets alike, which changes no softmax: its gradient is rounding noise, of which
             # AdamW makes full steps, and unlike scores the distances to centroids would feel them.
-            list(self.target_tower.parameters())[-1].requires_grad_(False)
+            self.target_tower.shift.requires_grad_(False)
         self.config = config
         self.expert_share: Tensor | None = None
         """Of each expert, in the latest slice: `models/interaction.py`, `utilisation`."""

@@ -71,8 +71,10 @@ class ClusterTraining:
         lists, cells = len(clustering.load), clustering.cells
         vectors_CD, load_C = self._agreed(lambda sample: hierarchical_k_means(sample, lists, cells).vectors)
         clustering.centre.copy_(load_C @ vectors_CD[:, :-1])
-        clustering.ready.fill_(1)
         self._adopt(torch.arange(lists), vectors_CD, load_C)
+        if clustering.gates is None:  # from here on targets are means of the table's rows, whose own mean is 0
+            clustering.centre.zero_()
+        clustering.ready.fill_(1)
 
     @torch.no_grad()
     def settle(self) -> None:

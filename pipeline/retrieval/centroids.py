@@ -13,6 +13,8 @@ ITERATIONS = 10
 """Of every k-means here; lists change little after."""
 FULL = 2.0
 """Times the mean load from which a list is split, and another dissolved for it."""
+FULL_OF_ALL = 3.5
+"""The same where a centroid must come from another cell, which disturbs both."""
 ROUNDS = 4
 """How often lists are looked through for full ones."""
 
@@ -87,8 +89,22 @@ def _in_parts(vectors: NDArray[np.float32], lists: int, seed: int) -> NDArray[np
 def evened(
     vectors: NDArray[np.float32], centroids: NDArray[np.float32], cells: int = 1, seed: int = 0
 ) -> NDArray[np.float32]:
-    """Centroids `[C, D]` with those that have fewest vectors placed anew, to halve those of their cell with most."""
-    centroids, mean = centroids.copy(), len(vectors) / len(centroids)
+    """Centroids `[C, D]` with those that have fewest vectors placed anew, to halve those of their cell with most.
+
+    Where that is not enough, for whole cells are empty or full, those of all with most; cells are then made anew.
+    """
+    found, _ = _halved(vectors, centroids, cells, FULL, seed)
+    if cells > 1:
+        found, moved = _halved(vectors, found, 1, FULL_OF_ALL, seed)
+        found = found[_cell_order(found, cells, seed)] if moved else found
+    return found
+
+
+def _halved(
+    vectors: NDArray[np.float32], centroids: NDArray[np.float32], cells: int, full: float, seed: int
+) -> tuple[NDArray[np.float32], bool]:
+    """The same with lists of more than `full` times the mean halved in their cell, and whether any was."""
+    centroids, mean, moved = centroids.copy(), len(vectors) / len(centroids), False
     for _ in range(ROUNDS):
         assigned = _nearest(vectors, centroids)[:, 0]
         load = np.bincount(assigned, minlength=len(centroids))
@@ -98,13 +114,14 @@ def evened(
             pairs += [
                 (few, many)
                 for few, many in zip(order[: len(cell) // 2], order[::-1], strict=False)
-                if load[many] > 1 and (load[few] == 0 or (load[many] > FULL * mean and load[few] < load[many] / 3))
+                if load[many] > 1 and (load[few] == 0 or (load[many] > full * mean and load[few] < load[many] / 3))
             ]
         if not pairs:
             break
+        moved = True
         for few, many in pairs:
             centroids[[few, many]] = _k_means(vectors[assigned == many], 2, seed)
-    return centroids
+    return centroids, moved
 
 
 def _cell_order(centroids: NDArray[np.float32], cells: int, seed: int) -> NDArray[np.int64]:

@@ -5,7 +5,7 @@ import pytest
 from numpy.typing import NDArray
 
 from friendrec.errors import FriendrecError
-from friendrec.pipeline.retrieval.centroids import Centroids, hierarchical_k_means
+from friendrec.pipeline.retrieval.centroids import Centroids, evened, hierarchical_k_means
 
 
 def _normal(*shape: int, seed: int = 0) -> NDArray[np.float32]:
@@ -77,3 +77,15 @@ def test_fewer_vectors_than_centroids_repeat(different: int) -> None:
     centroids = hierarchical_k_means(vectors[np.arange(20) % different], 9, 3)
     assert {tuple(row) for row in centroids.vectors.tolist()} == {tuple(row) for row in vectors.tolist()}
     assert len(centroids) == 9
+
+
+def test_lists_are_made_even_across_cells() -> None:
+    """Two of three cells hold nobody, and all users are in one list of the third: every list gets its share."""
+    rng = np.random.default_rng(0)
+    vectors = rng.standard_normal((900, 4)).astype(np.float32)
+    far = 100 + rng.standard_normal((9, 4)).astype(np.float32)
+    far[8] = 0
+    before = np.bincount(Centroids(far, 3).assign(vectors)[:, 0], minlength=9)
+    assert before.max() == 900
+    load = np.bincount(Centroids(evened(vectors, far, 3), 3).assign(vectors)[:, 0], minlength=9)
+    assert load.min() > 0 and load.max() <= 3.5 * load.mean()
