@@ -21,7 +21,7 @@ from friendrec.datasets.packing import Packer
 from friendrec.models.clustering import FIRST_ACCUMULATOR, Clustering, nearest
 from friendrec.models.two_tower import TwoTower
 from friendrec.pipeline.inference import encode_targets, num_blocks
-from friendrec.pipeline.retrieval.centroids import Centroids, evened, hierarchical_k_means
+from friendrec.pipeline.retrieval.centroids import Centroids, evened, hierarchical_k_means, refitted
 from friendrec.sharding.optimizers import Optimizers
 from friendrec.sharding.parallel import local_shards, whole_table
 
@@ -78,15 +78,17 @@ class ClusterTraining:
 
     @torch.no_grad()
     def settle(self) -> None:
-        """At the end of an epoch: k-means if it is still to be done, and no list much fuller than the others.
+        """At the end of an epoch: k-means goes on from the centroids as they are, and full lists are split.
 
         Batches see users by what they do, and by the time they came; an index holds everybody, so everybody is counted.
+        As a representation the centroids are the users' vectors, and to move them all would change the model.
         """
         self.place()
         clustering = self.clustering
         before_CD = clustering.centroids(whole_table(self.model, TABLE))
         known, cells = before_CD.cpu().numpy(), clustering.cells
-        vectors_CD, load_C = self._agreed(lambda sample: evened(sample, known, cells))
+        fit = evened if clustering.gates is None else refitted
+        vectors_CD, load_C = self._agreed(lambda sample: fit(sample, known, cells))
         self._adopt(torch.nonzero((vectors_CD != before_CD).any(1))[:, 0], vectors_CD, load_C)
 
     def start_step(self, step: int, total: int) -> int:

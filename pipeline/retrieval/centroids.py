@@ -86,6 +86,17 @@ def _in_parts(vectors: NDArray[np.float32], lists: int, seed: int) -> NDArray[np
     return np.concatenate([_k_means(vectors[part == p], share, seed) for p, share in enumerate(shares) if share])
 
 
+def refitted(
+    vectors: NDArray[np.float32], centroids: NDArray[np.float32], cells: int = 1, seed: int = 0
+) -> NDArray[np.float32]:
+    """K-means of vectors `[n, D]` that goes on from these centroids `[C, D]`; full lists are split, cells made anew."""
+    different = _different(vectors)
+    if len(different) <= len(centroids):
+        return hierarchical_k_means(different, len(centroids), cells, seed).vectors
+    fitted = evened(different, _k_means(different, len(centroids), seed, centroids), seed=seed)
+    return fitted[_cell_order(fitted, cells, seed)]
+
+
 def evened(
     vectors: NDArray[np.float32], centroids: NDArray[np.float32], cells: int = 1, seed: int = 0
 ) -> NDArray[np.float32]:
@@ -141,8 +152,10 @@ def _cell_order(centroids: NDArray[np.float32], cells: int, seed: int) -> NDArra
     return np.argsort(cell_of, kind="stable")
 
 
-def _k_means(vectors: NDArray[np.float32], k: int, seed: int) -> NDArray[np.float32]:
-    """`[k, D]`, of at least k vectors."""
+def _k_means(
+    vectors: NDArray[np.float32], k: int, seed: int, start: NDArray[np.float32] | None = None
+) -> NDArray[np.float32]:
+    """`[k, D]`, of at least k vectors; from some of them, or from `start`."""
     means = faiss.Kmeans(
         vectors.shape[1],
         int(k),
@@ -151,7 +164,7 @@ def _k_means(vectors: NDArray[np.float32], k: int, seed: int) -> NDArray[np.floa
         min_points_per_centroid=1,
         max_points_per_centroid=len(vectors),
     )
-    means.train(np.ascontiguousarray(vectors))
+    means.train(np.ascontiguousarray(vectors), init_centroids=start)
     found: NDArray[np.float32] = means.centroids
     return found
 

@@ -5,7 +5,7 @@ import pytest
 from numpy.typing import NDArray
 
 from friendrec.errors import FriendrecError
-from friendrec.pipeline.retrieval.centroids import Centroids, evened, hierarchical_k_means
+from friendrec.pipeline.retrieval.centroids import Centroids, evened, hierarchical_k_means, refitted
 
 
 def _normal(*shape: int, seed: int = 0) -> NDArray[np.float32]:
@@ -89,3 +89,15 @@ def test_lists_are_made_even_across_cells() -> None:
     assert before.max() == 900
     load = np.bincount(Centroids(evened(vectors, far, 3), 3).assign(vectors)[:, 0], minlength=9)
     assert load.min() > 0 and load.max() <= 3.5 * load.mean()
+
+
+def test_k_means_goes_on_from_where_centroids_are() -> None:
+    """Centroids beside nine clouds are drawn into them, three neighbours to a cell; nobody else is assigned anew."""
+    rng = np.random.default_rng(0)
+    means = np.array([[50 * x, 7 * y] for x in range(3) for y in range(3)], np.float32)
+    vectors = (np.repeat(means, 40, axis=0) + rng.normal(0, 0.5, (360, 2))).astype(np.float32)
+    found = refitted(vectors, means[rng.permutation(9)] + 1, cells=3)
+    places = Centroids(found, 3).assign(means)[:, 0]
+    assert sorted(places.tolist()) == list(range(9))
+    np.testing.assert_allclose(found[places], vectors.reshape(9, 40, 2).mean(axis=1), atol=1e-3)
+    assert [len(set(places[x * 3 : x * 3 + 3] // 3)) for x in range(3)] == [1, 1, 1]
