@@ -56,7 +56,8 @@ def publish_clusters(options: IndexOptions, inputs: Mapping[str, str | Path]) ->
             nprobe, recall = _effort(place, parts, options)
             parameters = {"dtype": dtype, "copies": copies, "nprobe": nprobe, "recall": recall}
             write_constants(place, centroids, len(parts), **parameters)
-            found = f", which finds {recall:.3f} of the exact best" if recall is not None else ""
+            best = "the exact best" if dtype == "float32" else "what its rows can find"
+            found = f", which finds {recall:.3f} of {best}" if recall is not None else ""
             even = spread(load)
             said = f"{parts.dimensions} dimensions, clusters, nprobe {nprobe}{found}; {len(centroids):,} lists, "
             said += f"the fullest {even['fullest']:.1f} times the mean, {even['empty']:,.0f} empty"

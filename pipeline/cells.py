@@ -8,12 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from friendrec import __version__
 from friendrec.errors import FriendrecError
 from friendrec.pipeline import train
 from friendrec.pipeline.climb import Row
 from friendrec.pipeline.config import RunConfig, run_inputs
 from friendrec.pipeline.launch import WORKER
-from friendrec.pipeline.publish import is_finished
+from friendrec.pipeline.publish import Manifest, is_finished, read_manifest
 
 if TYPE_CHECKING:
     from friendrec.datasets.prepared import PreparedData
@@ -86,9 +87,16 @@ def made_before(cell: Cell, budget: Budget, runs: Iterable[Path]) -> Cell:
     """The cell with the first of the finished `runs` that is its own in all but the preset's name; else as it is."""
     wanted = _unnamed(cell.config.identity(cell.inputs(budget.data)))
     for run in runs:
-        if (run / "manifest.json").exists() and _unnamed(json.loads((run / "config.json").read_text())) == wanted:
+        same = (run / "manifest.json").exists() and _unnamed(json.loads((run / "config.json").read_text())) == wanted
+        if same and _made_alike(read_manifest(run, "run"), cell, budget):
             return replace(cell, run=run)
     return cell
+
+
+def _made_alike(manifest: Manifest, cell: Cell, budget: Budget) -> bool:
+    """By this friendrec, and to its last step, or by as many processes: more of them get farther in the same time."""
+    whole = manifest.extra["progress"]["step"] >= cell.steps
+    return manifest.versions["friendrec"] == __version__ and (whole or manifest.extra["world_size"] == budget.nproc)
 
 
 def is_trained(cell: Cell, data: str) -> bool:

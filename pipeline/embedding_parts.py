@@ -1,6 +1,7 @@
 """Embeddings read a block at a time, for what must not hold them whole."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -30,8 +31,8 @@ class EmbeddingParts:
     @classmethod
     def of(cls, directory: Path) -> "EmbeddingParts":
         """Of a published directory; raises FriendrecError where it holds no vectors, or of several lengths."""
-        paths = sorted(directory.glob("part-*.parquet"), key=lambda path: int(path.stem.removeprefix("part-")))
         try:
+            paths = sorted(directory.glob("part-*.parquet"), key=lambda path: int(path.stem.removeprefix("part-")))
             files = [pq.ParquetFile(path, memory_map=True) for path in paths]
             (dimensions,) = {file.schema_arrow.field("target").type.list_size for file in files}
         except (OSError, KeyError, ValueError, AttributeError, pa.ArrowException) as error:
@@ -46,7 +47,8 @@ class EmbeddingParts:
 
     def user_ids(self) -> pa.ChunkedArray:
         """Raw ids `[N]`; raises FriendrecError where one occurs twice."""
-        users = pa.concat_tables([pq.read_table(path, columns=["user_id"]) for path in self.paths])["user_id"]
+        with _damage(self.directory):
+            users = pa.concat_tables([pq.read_table(path, columns=["user_id"]) for path in self.paths])["user_id"]
         if pc.count_distinct(users).as_py() < len(users):
             raise FriendrecError(f"{self.directory} holds two vectors of a user: export again")
         return users
@@ -54,8 +56,17 @@ class EmbeddingParts:
     def blocks(self, which: Which, start: int, stop: int) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """First user and float32 vectors `[n, D]` of one block after the other, of the users `start` to `stop`.
 
-        Raises FriendrecError where a vector is not finite.
+        Raises FriendrecError where a vector is not finite, or a part is damaged.
         """
+        blocks = self._blocks(which, start, stop)
+        while True:
+            with _damage(self.directory):
+                block = next(blocks, None)
+            if block is None:
+                return
+            yield block
+
+    def _blocks(self, which: Which, start: int, stop: int) -> Iterator[tuple[int, NDArray[np.float32]]]:
         for path, first in zip(self.paths, self.starts[:-1].tolist(), strict=True):
             file = pq.ParquetFile(path, memory_map=True)
             columns = [name for name in (which, f"{which}_scale") if name in file.schema_arrow.names]
@@ -79,6 +90,15 @@ class EmbeddingParts:
             mine = users[np.searchsorted(users, first) : np.searchsorted(users, first + len(vectors))]
             found.append(vectors[mine - first])
         return np.concatenate(found)
+
+
+@contextmanager
+def _damage(directory: Path) -> Iterator[None]:
+    """What reading raises, as one line."""
+    try:
+        yield
+    except (OSError, KeyError, ValueError, pa.ArrowException) as error:
+        raise FriendrecError(f"{directory} has a damaged part: export again") from error
 
 
 def _groups(file: pq.ParquetFile, first: int, start: int, stop: int) -> Iterator[tuple[int, int]]:

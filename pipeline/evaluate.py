@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from friendrec.errors import FriendrecError
-from friendrec.pipeline.publish import Manifest, is_finished, open_published, publish
+from friendrec.pipeline.publish import Manifest, is_finished, open_published, publish, read_manifest
 from friendrec.pipeline.together import is_rank_zero, publish_together, say
 
 if TYPE_CHECKING:
@@ -77,6 +77,8 @@ class EvaluateOptions:
 def main(options: EvaluateOptions) -> None:
     """Publish the report at `options.out`, or find it there already."""
     _check(options)
+    if options.index is not None:
+        _refuse_deleted(options.index)
     inputs = _inputs(options)
     if is_finished(options.out, kind="report", options=options, inputs=inputs):
         say(f"{options.out} is this report already.")
@@ -124,6 +126,15 @@ def _check_fixed(options: EvaluateOptions) -> None:
             raise FriendrecError(
                 f"--{name} has no meaning in the protocol {options.protocol}, which {scored}: leave it out"
             )
+
+
+def _refuse_deleted(index: str) -> None:
+    """A deleted user is no candidate, and would be counted as one, and as a miss."""
+    if deleted := read_manifest(index, "index").extra.get("deleted"):
+        raise FriendrecError(
+            f"{deleted:,} users of {index} were deleted since, whom figures would count as missed: "
+            "evaluate the index as it was built; recommend takes this one"
+        )
 
 
 def _inputs(options: EvaluateOptions) -> dict[str, str]:

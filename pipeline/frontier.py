@@ -90,14 +90,16 @@ def _progress() -> "AbstractContextManager[Progress]":
     from rich.console import Console
     from rich.progress import Progress
 
-    return Progress(console=Console(stderr=True), transient=True)
+    # A thread that draws would count as time of the searches: `bar` draws instead.
+    return Progress(console=Console(stderr=True), transient=True, auto_refresh=False)
 
 
 def _show(summary: dict[str, Any], out: str) -> None:
     from rich.console import Console
 
     exact, console = summary["exact"], Console()
-    console.print(frontier_table(summary))
+    if summary["kinds"]:
+        console.print(frontier_table(summary))
     console.print(
         f"exact: {exact['task_recall@100']:.3f}, {exact['queries_per_second']:,.0f} queries/s on one thread",
         highlight=False,

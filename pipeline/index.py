@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from friendrec.errors import FriendrecError
-from friendrec.pipeline.publish import is_finished, open_published, publish
+from friendrec.pipeline.publish import is_finished, open_published, publish, read_manifest
 from friendrec.pipeline.together import say
 
 if TYPE_CHECKING:
@@ -70,8 +70,9 @@ class IndexOptions:
     ef: int | None = None
     """hnsw: users in the queue of a walk, by default as many as --recall takes. Raise for recall, lower for speed."""
     recall: float | None = None
-    """ivf, hnsw, clusters: share of the exact 10 and of the exact best to be found, by default 0.98, measured on
-    queries of 500 users when nprobe or ef is not given. Lower for speed."""
+    """ivf, hnsw, clusters: share of the exact 10 and of the exact 100 to be found, by default 0.98, measured on
+    queries of 500 users when nprobe or ef is not given. In float16 and int8 the exact are those of the rounded vectors:
+    what rounding loses is not counted. Lower for speed."""
     copies: int | None = None
     """clusters: lists that a user lies in, the nearest first, by default 1. With 2 it is found in either, but lists are
     twice as long: for the same work fewer are found."""
@@ -100,7 +101,9 @@ def main(options: IndexOptions) -> None:
     """Publish the index at `options.out`, or find it there already."""
     inputs = {name: path for name in ("embeddings", "tokens") if (path := getattr(options, name)) is not None}
     if is_finished(options.out, kind="index", options=options, inputs=inputs):
-        say(f"{options.out} is this index already.")
+        updates = len(read_manifest(options.out, "index").extra.get("updates", []))
+        since = f", updated {'once' if updates == 1 else f'{updates:,} times'} since" if updates else ""
+        say(f"{options.out} is this index already{since}.")
         return
     if options.kind == "clusters":
         from friendrec.pipeline.build_clusters import publish_clusters

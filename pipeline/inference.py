@@ -25,6 +25,7 @@ from friendrec.pipeline.evaluation.seen import SeenOnly
 from friendrec.pipeline.evaluation.tasks import LEVEL, Exclusions
 from friendrec.pipeline.publish import fingerprint, open_published
 from friendrec.pipeline.retrieval.centroids import Centroids
+from friendrec.pipeline.retrieval.clusters import ClusterIndex
 from friendrec.pipeline.retrieval.exact import ExactIndex
 from friendrec.pipeline.retrieval.kinds import Index, VectorIndex, load_index
 from friendrec.pipeline.retrieval.protocol import Queries
@@ -150,13 +151,17 @@ def _open_index(index: str | Path, data: PreparedData, model: TwoTower, packer: 
         raise FriendrecError(f"{index} holds codes, and the run gives vectors: export the run and index its embeddings")
     if not np.array_equal(opened.user_ids, data.user_ids[: data.num_train_users]):
         raise FriendrecError(f"{index} holds other users than the prepared data: build it from this data's embeddings")
-    sample = np.linspace(0, len(opened) - 1, min(len(opened), 100)).astype(np.int64)
+    there = np.arange(len(opened))
+    if isinstance(opened, ClusterIndex):
+        there = there[opened.is_live(there)]
+        if not len(there):
+            raise FriendrecError(f"all users of {index} were deleted: `friendrec update --restore` brings them back")
+    sample = there[np.linspace(0, len(there) - 1, min(len(there), 100)).astype(np.int64)]
     expected, found = encode_targets(model, packer, sample), opened.vectors_of(sample)
     if not np.isfinite(found).all():
         raise FriendrecError(f"{index} holds vectors that are not finite, so nothing can be ranked: make it again")
-    there = found.any(axis=1)  # of who was deleted from the index, it gives zeros
     same = expected.shape == found.shape
-    if not same or np.abs(expected - found)[there].max(initial=0) > 0.02 * np.abs(expected).max():
+    if not same or np.abs(expected - found).max() > 0.02 * np.abs(expected).max():
         raise FriendrecError(f"{index} holds other vectors than the run gives: export this run and index that")
     return opened
 

@@ -57,24 +57,35 @@ class InsightOptions:
             raise FriendrecError("--minutes must be above 0, --epochs and --nproc at least 1")
         if not all(seed.isdecimal() for seed in comma_list(self.seeds)) or not comma_list(self.seeds):
             raise FriendrecError(f"--seeds {self.seeds}: give whole numbers from 0 on, as 0,1,2")
+        if len(set(self.each_seed)) < len(self.each_seed):
+            raise FriendrecError(f"--seeds {self.seeds}: one is there twice, give each once")
+        if not all(self.names):
+            path = self.data[self.names.index("")]
+            raise FriendrecError(f"--data {path} has no name, which its runs would lie under: pass it by another path")
+        if len(set(self.names)) < len(self.names):
+            raise FriendrecError(f"--data {' '.join(self.data)}: two are of one name, give their directories two names")
+
+    @property
+    def each_seed(self) -> list[int]:
+        """The seeds as numbers."""
+        return [int(seed) for seed in comma_list(self.seeds)]
 
     @property
     def names(self) -> list[str]:
-        """What each data set is called: the last part of its path."""
-        return [path.rstrip("/").rpartition("/")[2] for path in self.data]
+        """What each data set is called: the last part of its path, "" where there is none."""
+        return [_name(path) for path in self.data]
 
     @property
     def settings(self) -> dict[str, Any]:
         """What the figures depend on beside the data."""
-        return {"seeds": self.seeds, "minutes": self.minutes, "epochs": self.epochs}
+        seeds = ",".join(str(seed) for seed in self.each_seed)
+        return {"seeds": seeds, "minutes": self.minutes, "epochs": self.epochs}
 
 
 def main(options: InsightOptions) -> None:
     """Train what is missing, search it, then the table, the page and what was found."""
     if "://" in options.out:
         raise FriendrecError(f"--out {options.out}: runs need a directory that every process can write to")
-    if len(set(options.names)) < len(options.data):
-        raise FriendrecError(f"--data {' '.join(options.data)}: two are of one name, give their directories two names")
     for path in options.data:
         open_published(path, "data")
     out, inputs = Path(options.out), dict(zip(options.names, options.data, strict=True))
@@ -88,14 +99,22 @@ def main(options: InsightOptions) -> None:
     _show(out)
 
 
-def rows_of(seed: str) -> list[Row]:
+def _name(path: str) -> str:
+    """The last part of a path once `.`, `..` and links are followed, or of a URL as it is."""
+    if "://" not in path:
+        return Path(path).resolve().name
+    last = path.partition("://")[2].rstrip("/").rpartition("/")[2]
+    return "" if last in (".", "..") else last
+
+
+def rows_of(seed: int) -> list[Row]:
     """The four models of a seed: without clusters and with them, in this order."""
     return [
         Row(
             f"{short}{'-clusters' if clusters else ''}-{seed}",
             f"{preset} with{'' if clusters else 'out'} clusters, seed {seed}",
             preset,
-            {"seed": seed} | ({"clusters": "residual"} if clusters else {}),
+            {"seed": str(seed)} | ({"clusters": "residual"} if clusters else {}),
         )
         for short, preset in MODELS.items()
         for clusters in (False, True)
@@ -110,7 +129,7 @@ def _plan(options: InsightOptions, name: str, path: str) -> list[Cell]:
     data = load_prepared(open_published(path, "data")[0])
     cells = [
         plan(row, Path(options.out) / name / "rows" / row.name, budget, data)
-        for seed in comma_list(options.seeds)
+        for seed in options.each_seed
         for row in rows_of(seed)
     ]
     elsewhere = list(_runs(comma_list(options.comparisons)))
@@ -168,7 +187,7 @@ def _publish(options: InsightOptions, planned: dict[str, list[Cell]], inputs: di
     from friendrec.pipeline.evaluation.reduced import Searches
     from friendrec.pipeline.evaluation.speed import measure
 
-    out, seeds = Path(options.out), [int(seed) for seed in comma_list(options.seeds)]
+    out, seeds = Path(options.out), options.each_seed
     metrics: dict[str, Any] = {"budget": options.settings | {"processes": options.nproc}, "data": {}}
     for name, cells in planned.items():
         print(f"{name}: queries/s, all cells in turns on one thread", flush=True)

@@ -130,7 +130,7 @@ def fingerprint(path: str | Path) -> str:
         raise FriendrecError(f"{path} does not exist: check the path")
     manifest = f"{root}/{MANIFEST}"
     if fs.isfile(manifest):
-        return Manifest.from_json(fs.cat_file(manifest).decode(), str(path)).fingerprint
+        return Manifest.from_json(fs.cat_file(manifest).decode(errors="replace"), str(path)).fingerprint
     rows = []
     for name in fs.find(root):
         with fs.open(name) as stream:

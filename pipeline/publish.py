@@ -70,16 +70,22 @@ def publish(
 ) -> Iterator[Path]:
     """Give a directory to write to; make it `out` when the block ends well, remove it when the block raises.
 
-    `extra` is read at the end, so the block may fill it. An `out` that exists is never overwritten.
+    `extra` is read at the end, so the block may fill it. An `out` that exists is never overwritten. Inputs are
+    recorded as they are when the block begins; where they are others when it ends, it may have read a mixture, and
+    FriendrecError is raised.
 
         with publish("data", kind="data", options=options, inputs={"interactions": log}) as attempt:
             write_files(attempt)
     """
     _refuse_existing(out)
+    before = {name: _fingerprint_if_readable(path) for name, path in inputs.items()}
     attempt = _attempt_directory(out)
     try:
         yield attempt
         manifest = describe(attempt, kind=kind, options=options, inputs=inputs, extra=extra or {})
+        for name, source in manifest.inputs.items():
+            if source["fingerprint"] != before[name]:
+                raise FriendrecError(f"{inputs[name]} changed while it was read: run again")
         if _is_url(out):
             _upload(attempt, str(out), manifest)
         else:
@@ -162,6 +168,14 @@ def _refuse_existing(out: str | Path) -> None:
         raise FriendrecError(f"{out} already holds {made}: choose another --out, or remove it")
     if not _is_url(out) and _local(out).exists() and not _is_empty_directory(_local(out)):
         raise FriendrecError(f"{out} exists and was not published by friendrec: choose another --out")
+
+
+def _fingerprint_if_readable(path: str | Path) -> str | None:
+    """None where there is nothing to read: whoever opens it says better what is amiss."""
+    try:
+        return fingerprint(path)
+    except (FriendrecError, OSError):
+        return None
 
 
 def _is_empty_directory(path: Path) -> bool:

@@ -75,18 +75,20 @@ def main(options: RecommendOptions) -> None:
     from friendrec.pipeline.inference import open_recommender
     from friendrec.sharding.parallel import process_group
 
-    recommender = open_recommender(options.run, options.data, options.index)
-    if sampling is not None:
-        recommender = _drawing(recommender, sampling)
-    data = recommender.data
-    as_of = end_of_log(data) if wanted is None else wanted
-    users = chosen_users(options.users, data)
+    extra: dict[str, Any] = {"k": options.k}
     with process_group():
-        rank, share = dist.get_rank(), np.array_split(users, dist.get_world_size())[dist.get_rank()]
-        extra = {"as_of": as_of, "users": len(users), "k": options.k}
+        rank, world = dist.get_rank(), dist.get_world_size()
         with publish_together(
             options.out, kind="recommendations", options=options, inputs=inputs, extra=extra
         ) as attempt:
+            recommender = open_recommender(options.run, options.data, options.index)
+            if sampling is not None:
+                recommender = _drawing(recommender, sampling)
+            data = recommender.data
+            as_of = end_of_log(data) if wanted is None else wanted
+            users = chosen_users(options.users, data)
+            extra.update(as_of=as_of, users=len(users))
+            share = np.array_split(users, world)[rank]
             table = recommendations(recommender, share, as_of, options.k, progress=rank == 0)
             pq.write_table(table, attempt / f"part-{rank}.parquet")
         say(f"{len(users):,} users as of {format_time(as_of)}: {options.out}")

@@ -14,7 +14,7 @@ from friendrec.errors import FriendrecError
 from friendrec.pipeline.embedding_parts import EmbeddingParts
 from friendrec.pipeline.embeddings import read_centroids
 from friendrec.pipeline.publish import open_published
-from friendrec.pipeline.retrieval.segments import stored
+from friendrec.pipeline.retrieval.segments import check_ids, stored
 from friendrec.pipeline.retrieval.store import Snapshot
 
 Users: TypeAlias = pa.Array | pa.ChunkedArray
@@ -33,6 +33,8 @@ class Revision:
     dying: NDArray[np.bool_]  # [N] whose rows so far are dead
     returned: int
     """Users written who had been deleted."""
+    stay_deleted: int
+    """Users whom the embeddings name, and who are not brought back."""
     unchanged: int
     """Users whose vectors are what the index has."""
     deleted: int
@@ -54,20 +56,19 @@ class Revision:
         return {name: count for name, count in counts.items() if count}
 
 
-def revise(opened: Snapshot, embeddings: str | None, leaving: Users | None) -> Revision:
-    """What embeddings, a directory or URL, and users who leave change; who leaves is not added by the embeddings."""
+def revise(opened: Snapshot, embeddings: str | None, leaving: Users | None, restore: bool = False) -> Revision:
+    """What embeddings, a directory or URL, and users who leave change.
+
+    Embeddings neither add who leaves nor, but to `restore` them, who has left.
+    """
     known, live = pa.array(opened.user_ids), live_users(opened)
     places = _places(leaving, known, "--delete") if leaving is not None else np.empty(0, np.int64)
     dying = np.zeros(len(live), np.bool_)
     dying[places[places >= 0]] = True
     dying &= live
     deleted = int(dying.sum())
-    ids, vectors, new_users, unchanged = (
-        np.empty(0, np.int64),
-        np.empty((0, opened.dimensions), np.float32),
-        known[:0],
-        0,
-    )
+    ids, vectors, new_users = np.empty(0, np.int64), np.empty((0, opened.dimensions), np.float32), known[:0]
+    unchanged = stay_deleted = 0
     if embeddings is not None:
         parts = _parts(embeddings, opened)
         raw = parts.user_ids()
@@ -75,6 +76,10 @@ def revise(opened: Snapshot, embeddings: str | None, leaving: Users | None) -> R
         stays = np.ones(len(raw), np.bool_)
         if leaving is not None:
             stays = ~pc.is_in(raw.cast(known.type), value_set=leaving.cast(known.type)).to_numpy()
+        if not restore:
+            gone = stays & (ids >= 0) & ~live[ids]
+            stay_deleted = int(gone.sum())
+            stays &= ~gone
         new = (ids < 0) & stays
         ids[new] = len(known) + np.arange(new.sum())
         new_users = raw.filter(pa.array(new)).cast(known.type)
@@ -85,13 +90,16 @@ def revise(opened: Snapshot, embeddings: str | None, leaving: Users | None) -> R
     returned = int((~live[replaced]).sum())
     dying[replaced] = live[replaced]
     unknown = len(places) - deleted
-    return Revision(ids.astype(np.int32), vectors, new_users, dying, returned, unchanged, deleted, unknown)
+    return Revision(
+        ids.astype(np.int32), vectors, new_users, dying, returned, stay_deleted, unchanged, deleted, unknown
+    )
 
 
 def live_users(opened: Snapshot) -> NDArray[np.bool_]:
-    """Who has a row, `[N]`."""
+    """Who has a row, `[N]`; raises FriendrecError where a row is of nobody."""
     live = np.zeros(len(opened.user_ids), np.bool_)
     for segment in opened.segments:
+        check_ids(segment, len(live))
         live[segment.ids[~segment.dead] if len(segment.dead) else segment.ids] = True
     return live
 
@@ -125,13 +133,28 @@ def _parts(embeddings: str, opened: Snapshot) -> EmbeddingParts:
 
 
 def _places(users: Users, known: pa.Array, source: str) -> NDArray[np.int64]:
-    """Where the index has each user; -1 where it has none."""
+    """Where the index has each user; -1 where it has none.
+
+    Ids of another type are refused even where they could be cast: "12" and "012" would be one user.
+    """
+    if not len(users):  # of no type, where a file was made of an empty list
+        return np.empty(0, np.int64)
     try:
+        if not _comparable(users.type, known.type):
+            raise pa.ArrowTypeError
         wanted = users.cast(known.type)
     except pa.ArrowException:
         raise FriendrecError(f"{source} names users as {users.type}, the index as {known.type}: give its ids") from None
     places: NDArray[np.int64] = pc.index_in(wanted, value_set=known).fill_null(-1).to_numpy().astype(np.int64)
     return places
+
+
+def _comparable(given: pa.DataType, known: pa.DataType) -> bool:
+    """Whether both are whole numbers, or both strings."""
+    given = given.value_type if pa.types.is_dictionary(given) else given
+    if pa.types.is_integer(known):
+        return bool(pa.types.is_integer(given))
+    return bool(pa.types.is_string(given) or pa.types.is_large_string(given))
 
 
 def _changed(

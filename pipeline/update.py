@@ -2,7 +2,7 @@
 
 An update writes what it changes beside what is there, and takes effect whole and at once when it is done; whoever has
 the index open goes on with what it was. Places of users stay: new ones come after all others, a deleted one is found
-no more, and gets its own place back on return. Done twice, an update changes nothing the second time.
+no more, and gets its own place back when restored. Done twice, an update changes nothing the second time.
 """
 
 from dataclasses import dataclass
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 EXAMPLES = """
 friendrec update --index index --embeddings embeddings-of-today
 friendrec update --index index --delete users-who-left.parquet
+friendrec update --index index --embeddings embeddings-of-today --restore
 friendrec update --index index --compact
 """
 
@@ -31,11 +32,13 @@ class UpdateOptions:
     index: str
     """Local directory of an index of kind clusters, which `friendrec index` made."""
     embeddings: str | None = None
-    """Directory or URL that `friendrec export` made with the same run, of all users or of some. Vectors that differ
-    from those of the index replace them, users whom it does not know are added."""
+    """Directory or URL of embeddings, of all users or of some, made with the centroids of the index. Other vectors than
+    it has replace its own, users whom it does not know are added. Who was deleted stays deleted, but with --restore."""
     delete: str | None = None
     """Parquet file with a column user_id: who is to be found no more, even if --embeddings names them. Their vectors
     stay on the disk until --compact."""
+    restore: bool = False
+    """Bring back who was deleted and is named by --embeddings, under the old id."""
     compact: bool = False
     """Write all rows but those replaced or deleted into one part, after everything else: for speed after many updates,
     and to remove what was deleted. It takes the disk of the index once more while it does so."""
@@ -45,6 +48,8 @@ def main(options: UpdateOptions) -> None:
     """Commit what changes, and say what it was."""
     if not (options.embeddings or options.delete or options.compact):
         raise FriendrecError("there is nothing to update: pass --embeddings, --delete or --compact")
+    if options.restore and not options.embeddings:
+        raise FriendrecError("--restore brings back users whom --embeddings names: pass --embeddings")
     directory = _local_index(options.index)
     from friendrec.pipeline.retrieval.store import writing
 
@@ -56,6 +61,8 @@ def main(options: UpdateOptions) -> None:
 
 
 def _local_index(index: str) -> "Path":
+    from friendrec.pipeline.retrieval.files import read_meta
+
     if "://" in index and not index.startswith("file://"):
         raise FriendrecError(
             f"{index} is a URL, where an update could not take effect at once: "
@@ -65,7 +72,9 @@ def _local_index(index: str) -> "Path":
         raise FriendrecError(
             f"{index} is of a kind that has no updates: make it again, if need be with --kind clusters"
         )
-    return open_published(index, "index")[0]
+    directory, _ = open_published(index, "index")
+    read_meta(directory, "copies", "dtype")
+    return directory
 
 
 def _revise(options: UpdateOptions, directory: "Path", manifest: "Manifest") -> "Manifest":
@@ -76,7 +85,7 @@ def _revise(options: UpdateOptions, directory: "Path", manifest: "Manifest") -> 
 
     opened = open_index(directory)
     leaving = _users_of(options.delete) if options.delete else None
-    revision = revise(opened, options.embeddings, leaving)
+    revision = revise(opened, options.embeddings, leaving, options.restore)
     said = _said(revision, options)
     if not revision.changes:
         print(f"{options.index}: nothing to change ({said})")
@@ -140,6 +149,8 @@ def _said(revision: "Revision", options: UpdateOptions) -> str:
             f"{revision.unchanged:,} unchanged",
         ]
         words += [f"{revision.returned:,} returned"] if revision.returned else []
+        if revision.stay_deleted:
+            words.append(f"{revision.stay_deleted:,} stay deleted: pass --restore to bring them back")
     if options.delete:
         words += [f"{revision.deleted:,} deleted", f"{revision.unknown:,} to delete were not there"]
     return ", ".join(words)

@@ -1,7 +1,8 @@
 """The kinds of index that a frontier compares, each asked at one effort after the other, and what they compare.
 
-FAISS is given its best: queries go to it together, and lists are made three ways, of which the best is taken. Nothing
-is looked at beyond what the effort says, however little is found.
+FAISS is given its best: queries go to it together, and lists are made three ways, of which the best is taken. It looks
+at nothing beyond what the effort says, however little is found; the model's own lists are opened as in an index of kind
+clusters, twice as many while fewer than k are found, and what that compares is counted.
 """
 
 from collections.abc import Callable, Sequence
@@ -80,7 +81,7 @@ class Exact:
 
 @dataclass(frozen=True)
 class Clusters:
-    """The model's own lists."""
+    """The model's own lists; an effort is how many are opened at first."""
 
     index: ClusterIndex
 

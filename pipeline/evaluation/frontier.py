@@ -39,6 +39,8 @@ class Row:
     hits: NDArray[np.bool_]  # [E] whether the target is among the K found
     neighbours: float
     queries_per_second: float = 0.0
+    queries_per_second_dense: float = 0.0
+    """Of queries that exclude and name nobody."""
 
     @property
     def task_recall(self) -> float:
@@ -128,30 +130,42 @@ def agreement(found: Found, expected: Found) -> float:
 
 
 def timed(races: Sequence[Race], rows: Sequence[Row], advance: Callable[[], None] = lambda: None) -> list[Row]:
-    """The rows with queries/s on one thread; all are timed in turns, so that what else the machine does harms all."""
-    by_name = {race.name: race for race in races}
-    seconds = np.empty((REPEATS, len(rows)))
-    numbers = np.empty(len(rows), np.int64)
+    """The rows with queries/s on one thread, of the queries as they are and of the same ones dense.
+
+    All are timed in turns, so that what else the machine does harms all. No other thread may work meanwhile.
+    """
+    contenders = {race.name: race.contender for race in races}
+    queries = {race.name: (race.queries, dense(race.queries)) for race in races}
+    seconds = np.empty((REPEATS, len(rows), 2))
     with one_thread():
-        blocks: list[Queries] = []
-        for place, row in enumerate(rows):
-            race = by_name[row.index]
-            block = taken(race.queries, TIMED)[1]
-            few = taken(block, 16)[1]
-            race.contender.search(few, K, row.parameter)  # compiles, warms up
-            took = _seconds(race, few, row) / len(few)
-            blocks.append(taken(block, max(16, int(SECONDS / took)))[1])
-            numbers[place] = len(blocks[-1])
+        blocks = [[_block(contenders[row.index], of, row) for of in queries[row.index]] for row in rows]
         for repeat in range(REPEATS):
             for place, row in enumerate(rows):
-                seconds[repeat, place] = _seconds(by_name[row.index], blocks[place], row)
+                seconds[repeat, place] = [_seconds(contenders[row.index], block, row) for block in blocks[place]]
                 advance()
-    speeds = numbers / np.median(seconds, axis=0)
-    return [replace(row, queries_per_second=float(speed)) for row, speed in zip(rows, speeds, strict=True)]
+    speeds = np.array([[len(block) for block in pair] for pair in blocks]) / np.median(seconds, axis=0)
+    return [
+        replace(row, queries_per_second=whole, queries_per_second_dense=of_dense)
+        for row, (whole, of_dense) in zip(rows, speeds.tolist(), strict=True)
+    ]
 
 
-def _seconds(race: Race, queries: Queries, row: Row) -> float:
+def dense(queries: Queries) -> Queries:
+    """The same vectors, nobody excluded and nobody named."""
+    return replace(Queries.dense(queries.vector), keys=queries.keys)
+
+
+def _block(contender: Contender, queries: Queries, row: Row) -> Queries:
+    """As many of the queries as are timed together."""
+    block = taken(queries, TIMED)[1]
+    few = taken(block, 16)[1]
+    contender.search(few, K, row.parameter)  # compiles, warms up
+    took = _seconds(contender, few, row) / len(few)
+    return taken(block, max(16, int(SECONDS / took)))[1]
+
+
+def _seconds(contender: Contender, queries: Queries, row: Row) -> float:
     """Of the processor, whatever else it does meanwhile; work that another thread did would count as well."""
     began = time.process_time()
-    race.contender.search(queries, K, row.parameter)
+    contender.search(queries, K, row.parameter)
     return time.process_time() - began

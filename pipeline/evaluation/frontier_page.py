@@ -38,7 +38,9 @@ def write_frontier(directory: Path, rows: Sequence[Row], summary: dict[str, Any]
     intervals = summary.pop("intervals")
     (directory / "summary.json").write_text(json.dumps(summary, indent=1, allow_nan=False) + "\n")
     with_ends = [
-        row | {f"{TASK}_low": low, f"{TASK}_high": high} for row, (low, high) in zip(plain, intervals, strict=True)
+        row.plain()
+        | {"queries_per_second_dense": row.queries_per_second_dense, f"{TASK}_low": low, f"{TASK}_high": high}
+        for row, (low, high) in zip(rows, intervals, strict=True)
     ]
     with (directory / "frontier.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, list(with_ends[0]))

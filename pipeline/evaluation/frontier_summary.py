@@ -28,7 +28,11 @@ def summary(rows: Sequence[Row], actors: NDArray[np.int64]) -> dict[str, Any]:
     drawn = bootstrap_means(hits, actors)  # [B, R]
     kinds = {name: _kind(name, rows, hits.mean(axis=0), drawn, exact) for name in names}
     return {
-        "exact": rows[exact].plain() | {"task_recall_ci": interval(drawn[:, exact])},
+        "exact": rows[exact].plain()
+        | {
+            "queries_per_second_dense": rows[exact].queries_per_second_dense,
+            "task_recall_ci": interval(drawn[:, exact]),
+        },
         "kinds": kinds,
         "clusters_minus_ivf": _differences(rows, hits.mean(axis=0), drawn) if {"clusters", "ivf"} <= set(names) else {},
         "intervals": [interval(column) for column in drawn.T],
@@ -56,13 +60,20 @@ def _kind(
             }
     least = least_share(share, recall[own], ENOUGH * recall[exact])
     bend = knee(share, recall[own])
+    speed, dense = (
+        np.array([getattr(rows[place], name) for place in own])
+        for name in ("queries_per_second", "queries_per_second_dense")
+    )
     return {
         "least_share": float(share.min()),
         "knee": None if bend is None else rows[own[bend]].plain(),
         "share_at_95_percent_of_exact": least,
         "at_share": at,
-        "speed_at_task_recall": _speeds([rows[place] for place in own], recall[own], recall[exact]),
-        "speed_at_neighbour_recall": _speeds([rows[place] for place in own], neighbours, 1.0),
+        "speed_at_task_recall": _speeds(share, speed, recall[own], recall[exact]),
+        "speed_at_neighbour_recall": _speeds(share, speed, neighbours, 1.0),
+        "speed_at_task_recall_dense": _speeds(share, dense, recall[own], recall[exact]),
+        "speed_at_neighbour_recall_dense": _speeds(share, dense, neighbours, 1.0),
+        "queries_per_second_dense": {str(rows[place].parameter): rows[place].queries_per_second_dense for place in own},
     }
 
 
@@ -134,20 +145,25 @@ def knee(share: NDArray[np.float64], recall: NDArray[np.float64]) -> int | None:
     return int(order[best]) if above[best] > 0 else None
 
 
-def _speeds(rows: Sequence[Row], recall: NDArray[np.float64], exact: float) -> dict[str, float | None]:
-    """Queries/s where the curve first reaches each of RECALLS times `exact`, times interpolated between rows."""
-    order = np.argsort([row.share for row in rows], kind="stable")
+def _speeds(
+    share: NDArray[np.float64], speeds: NDArray[np.float64], recall: NDArray[np.float64], exact: float
+) -> dict[str, float | None]:
+    """Queries/s where the curve first reaches each of RECALLS times `exact`, times interpolated between rows.
+
+    Where `speeds` are of other queries, the recall is still that of those asked.
+    """
+    order = np.argsort(share, kind="stable")
     found: dict[str, float | None] = {}
     for part in RECALLS:
         reached = np.flatnonzero(recall[order] >= part * exact)
         speed = None
         if len(reached):
             after = order[reached[0]]
-            speed = rows[after].queries_per_second
+            speed = float(speeds[after])
             if reached[0]:
                 before = order[reached[0] - 1]
                 weight = (part * exact - recall[before]) / (recall[after] - recall[before])
-                times = [1 / rows[place].queries_per_second for place in (before, after)]
+                times = [1 / speeds[place] for place in (before, after)]
                 speed = float(1 / (times[0] + weight * (times[1] - times[0])))
         found[f"{part:.0%}"] = speed
     return found

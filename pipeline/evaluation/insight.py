@@ -100,7 +100,10 @@ def speed_change(grid: Grid, axis: int) -> dict[str, Any]:
 
 
 def finding(name: str, found: Sequence[dict[str, Any]]) -> str:
-    """One sentence: what smaller searches do, what the model does, and which of the two moves each measure more."""
+    """One sentence: what smaller searches do, what the model does, and which of the two moves each measure more.
+
+    The model has one other level, so that it is held against each smaller search by itself, not against the best.
+    """
     model = next(effect for effect in found if effect["factor"] == "model")
     searches = [effect for effect in found if effect["factor"] == "share"]
     if not searches:
@@ -108,19 +111,27 @@ def finding(name: str, found: Sequence[dict[str, Any]]) -> str:
     said = "; ".join(
         f"searching {effect['level']} of the users in place of all changes {_both(effect)}" for effect in searches
     )
-    of_measure = {_TITLES[measure]: _verdict(measure, model, searches) for measure in MEASURES}
-    verdicts = " and ".join(f"{verdict} for {title}" for title, verdict in of_measure.items())
-    if len(set(of_measure.values())) == 1:
-        verdicts = f"{next(iter(of_measure.values()))} for both"
+    levels: dict[str, list[str]] = {}
+    for search in searches:
+        levels.setdefault(_verdicts(model, search), []).append(search["level"])
+    verdicts = "; ".join(f"at {' and '.join(own)}, {verdict}" for verdict, own in levels.items())
     return f"{name}: {said}; {MODELS[1]} in place of {MODELS[0]} changes {_both(model)}: {verdicts}."
 
 
 _TITLES = {"recall@10": "Recall@10", "queries_per_second": "queries/s"}
 
 
-def _verdict(measure: str, model: dict[str, Any], searches: Sequence[dict[str, Any]]) -> str:
-    """Which of the two moves a measure more, as a factor up or down; what chance explains moves nothing."""
-    by_model, by_search = (max(_strength(effect[measure]) for effect in group) for group in ([model], searches))
+def _verdicts(model: dict[str, Any], search: dict[str, Any]) -> str:
+    """Which of the two moves each measure more."""
+    of_measure = {_TITLES[measure]: _verdict(model[measure], search[measure]) for measure in MEASURES}
+    if len(set(of_measure.values())) == 1:
+        return f"{next(iter(of_measure.values()))} for both"
+    return " and ".join(f"{verdict} for {title}" for title, verdict in of_measure.items())
+
+
+def _verdict(model: dict[str, Any], search: dict[str, Any]) -> str:
+    """Which of the two changes is larger, as a factor up or down; what chance explains moves nothing."""
+    by_model, by_search = _strength(model), _strength(search)
     if by_model == by_search == 0:
         return "neither can be told from chance"
     return "the search matters more" if by_search > by_model else "the model matters more"

@@ -210,9 +210,14 @@ def load(list_of: NDArray[Any], lists: int) -> dict[str, Any]:
 
 @contextmanager
 def bar(progress: Progress, name: str, total: int | None = None) -> Iterator[Callable[..., None]]:
-    """A bar while the block runs, of which the function given tells the steps."""
+    """A bar while the block runs, of which the function given tells the steps; it is drawn anew at each."""
     task = progress.add_task(name, total=total)
+
+    def advance(steps: int = 1) -> None:
+        progress.advance(task, steps)
+        progress.refresh()
+
     try:
-        yield lambda steps=1: progress.advance(task, steps)
+        yield advance
     finally:
         progress.remove_task(task)

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from friendrec.pipeline.retrieval.centroids import Centroids
-from friendrec.pipeline.retrieval.files import UserIds
+from friendrec.pipeline.retrieval.files import UserIds, read_meta
 from friendrec.pipeline.retrieval.parts import CORES, Found
 from friendrec.pipeline.retrieval.protocol import Queries
 from friendrec.pipeline.retrieval.scan import (
@@ -30,7 +30,7 @@ from friendrec.pipeline.retrieval.scan import (
     scan_segment,
     score_children,
 )
-from friendrec.pipeline.retrieval.segments import Dtype, Segment, build_segment, restored
+from friendrec.pipeline.retrieval.segments import Dtype, Segment, build_segment, check_ids, restored
 from friendrec.pipeline.retrieval.store import open_index, save_index
 
 EXPANDED = 2.5
@@ -118,14 +118,18 @@ class ClusterIndex:
             vectors[here] = restored(segment.rows[rows[here]], scale)
         return vectors
 
+    def is_live(self, ids: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which of these candidates have not been deleted, `[len(ids)]`."""
+        return self._places[ids] >= 0
+
     def save(self, directory: Path) -> None:
         save_index(directory, self.centroids, self.segments, self.user_ids, nprobe=self.effort, recall=self.recall)
 
     @classmethod
     def load(cls, directory: Path) -> Self:
         """Open what is committed in the directory: rows are memory-mapped, read where a list is probed."""
-        found = open_index(directory)
-        return cls(found.centroids, found.segments, found.user_ids, found.meta["nprobe"], found.meta["recall"])
+        meta, found = read_meta(directory, "nprobe", "recall"), open_index(directory)
+        return cls(found.centroids, found.segments, found.user_ids, meta["nprobe"], meta["recall"])
 
     def choose(self, vectors: NDArray[np.float32], nprobe: int) -> tuple[NDArray[np.int32], int]:
         """The lists `[B, nprobe]` to probe for each query `[B, D]`, ascending, and how many centroids were scored."""
@@ -191,6 +195,13 @@ class ClusterIndex:
         return self.centroids.of_cells
 
     @cached_property
+    def _checked(self) -> list[Segment]:
+        """The segments, once their ids have been looked at: opening does not read them."""
+        for segment in self.segments:
+            check_ids(segment, len(self))
+        return self.segments
+
+    @cached_property
     def _begins(self) -> NDArray[np.int64]:
         """The place of each segment's first row, were all rows in one."""
         return np.cumsum([0, *(len(segment.ids) for segment in self.segments)], dtype=np.int64)[:-1]
@@ -199,7 +210,7 @@ class ClusterIndex:
     def _places(self) -> NDArray[np.int64]:
         """Where a candidate's row lies, `[N]`; -1 where it has none."""
         places = np.full(len(self), -1, np.int64)
-        for begin, segment in zip(self._begins, self.segments, strict=True):
+        for begin, segment in zip(self._begins, self._checked, strict=True):
             rows = np.flatnonzero(~segment.dead) if len(segment.dead) else np.arange(len(segment.ids))
             places[segment.ids[rows]] = begin + rows
         return places
@@ -220,7 +231,7 @@ class ClusterIndex:
         """The segments as the kernel takes them: one compilation serves arrays in memory and on disk."""
         return [
             tuple(_read_only(array) for array in (s.offsets, s.ids, s.primary, s.rows, s.scale, s.dead))
-            for s in self.segments
+            for s in self._checked
         ]
 
 

@@ -9,6 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from friendrec.errors import FriendrecError
+
 UserIds = NDArray[np.int64] | NDArray[np.object_]
 
 
@@ -24,6 +26,14 @@ def read_users(directory: Path) -> UserIds:
     return users
 
 
-def read_meta(directory: Path) -> dict[str, Any]:
-    meta: dict[str, Any] = json.loads((directory / "meta.json").read_text())
+def read_meta(directory: Path, *names: str) -> dict[str, Any]:
+    """What meta.json says; raises FriendrecError where it is damaged, or lacks one of these names."""
+    try:
+        meta: dict[str, Any] = json.loads((directory / "meta.json").read_text())
+        if not isinstance(meta, dict):
+            raise ValueError
+    except (OSError, ValueError) as error:
+        raise FriendrecError(f"{directory} is a damaged index (meta.json is no description): make it again") from error
+    if lacking := [name for name in names if name not in meta]:
+        raise FriendrecError(f"{directory} is a damaged index (meta.json lacks {lacking[0]}): make it again")
     return meta

@@ -33,7 +33,7 @@ class VectorIndex(Index, Protocol):
 
 def load_index(directory: Path) -> Index:
     """Open what `save` of any kind wrote; the caller has checked the manifest."""
-    kind = read_meta(directory)["kind"]
+    kind = read_meta(directory, "kind")["kind"]
     if kind == "exact":
         from friendrec.pipeline.retrieval.exact import ExactIndex
 

@@ -111,7 +111,7 @@ class MilvusIndex:
     @classmethod
     def load(cls, directory: Path) -> Self:
         """Open what `save` wrote; the caller has checked the manifest."""
-        meta = read_meta(directory)
+        meta = read_meta(directory, "collection", "uri")
         index = cls(read_users(directory), meta["collection"], meta["uri"], directory / FILE)
         with _one_line(index.uri):
             if not index.client.has_collection(index.collection):

@@ -48,6 +48,16 @@ def build_segment(
     )
 
 
+def check_ids(segment: Segment, num_candidates: int) -> None:
+    """Raises FriendrecError where a row is of nobody, or of a list that is not there; reads two arrays of M."""
+    for name, bound in (("ids", num_candidates), ("primary", len(segment.offsets) - 1)):
+        values = getattr(segment, name)
+        if len(values) and not 0 <= values.min() <= values.max() < bound:
+            raise FriendrecError(
+                f"the index is damaged ({name} from {values.min()} to {values.max()}, of {bound:,}): make it again"
+            )
+
+
 def stored(vectors: NDArray[np.float32], dtype: Dtype) -> tuple[Stored, NDArray[np.float32]]:
     """Vectors `[N, D]` as rows of this type, and the scale `[N]` of int8 ones: round(v / scale), max |v| at 127."""
     if dtype == "float16" and np.abs(vectors).max(initial=0) > np.finfo(np.float16).max:

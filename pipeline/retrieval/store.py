@@ -20,7 +20,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 from zipfile import BadZipFile
 
 import numpy as np
@@ -31,12 +31,15 @@ from friendrec.errors import FriendrecError
 from friendrec.pipeline.manifest import MANIFEST, Manifest, checksum, files_below, put_manifest, sync
 from friendrec.pipeline.retrieval.centroids import Centroids
 from friendrec.pipeline.retrieval.files import UserIds, read_meta
-from friendrec.pipeline.retrieval.segments import Dtype, Segment
+from friendrec.pipeline.retrieval.segments import Dtype, Segment, check_ids
 
 CENTROIDS = "centroids.npz"
 LOCK = "update.lock"
 BLOCK = 1 << 18  # rows
 ARRAYS = tuple(field.name for field in fields(Segment) if field.name != "dead")
+TYPES = {
+    "offsets": ("int64",), "ids": ("int32",), "primary": ("int32",), "rows": get_args(Dtype), "scale": ("float32",)
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,9 @@ def create_segment(place: Path, offsets: NDArray[np.int64], dimensions: int, dty
 
 
 def merge_segments(directory: Path, number: int, opened: Snapshot) -> None:
-    """Write the rows of all segments that are not dead as one, `number`."""
+    """Write the rows of all segments that are not dead as one, `number`; what is damaged gets no new checksum."""
+    for segment in opened.segments:
+        check_ids(segment, len(opened.user_ids))
     live = [np.flatnonzero(~s.dead) if len(s.dead) else np.arange(len(s.ids)) for s in opened.segments]
     lists = [np.searchsorted(s.offsets, rows, "right") - 1 for s, rows in zip(opened.segments, live, strict=True)]
     ids = [s.ids[rows] for s, rows in zip(opened.segments, live, strict=True)]
@@ -170,7 +175,7 @@ def _open(directory: Path, names: Collection[str]) -> Snapshot:
         place = segment_path(directory, number)
         arrays = {name: np.load(place / f"{name}.npy", mmap_mode="r") for name in ARRAYS}
         segment = Segment(dead=np.empty(0, np.bool_), **arrays)
-        _check_shapes(segment, centroids, place)
+        _check(segment, centroids, place)
         marks = [directory / name for name in sorted(names) if name.endswith(f"/dead-{number:04}.npy")]
         segments.append(_marked(segment, [np.load(path) for path in marks]))
     user_ids = [_read_user_ids(segment_path(directory, number)) for number in numbers if _appends(number, names)]
@@ -189,7 +194,8 @@ def numbers_of(names: Collection[str]) -> list[int]:
     return sorted({int(match[1]) for match in found if match})
 
 
-def _check_shapes(segment: Segment, centroids: Centroids, place: Path) -> None:
+def _check(segment: Segment, centroids: Centroids, place: Path) -> None:
+    """Shapes, types and offsets: what can be told without reading M of anything. See `check_ids` for the rest."""
     rows, lists = len(segment.ids), len(centroids)
     scales = rows if segment.rows.dtype == np.int8 else 0
     shapes = {
@@ -198,15 +204,20 @@ def _check_shapes(segment: Segment, centroids: Centroids, place: Path) -> None:
     for name, shape in shapes.items():
         if getattr(segment, name).shape != shape:
             raise ValueError(f"{place / name}.npy is of shape {getattr(segment, name).shape}, not {shape}")
-    if segment.offsets[0] != 0 or segment.offsets[-1] != rows:
-        raise ValueError(f"{place / 'offsets'}.npy does not end at row {rows}")
+    for name, kinds in TYPES.items():
+        if getattr(segment, name).dtype.name not in kinds:
+            raise ValueError(f"{place / name}.npy is of {getattr(segment, name).dtype}, not {' or '.join(kinds)}")
+    if segment.offsets[0] != 0 or segment.offsets[-1] != rows or (np.diff(segment.offsets) < 0).any():
+        raise ValueError(f"{place / 'offsets'}.npy does not ascend from 0 to {rows}")
 
 
 def _marked(segment: Segment, marks: list[NDArray[np.int64]]) -> Segment:
     if not marks:
         return segment
-    dead = np.zeros(len(segment.ids), np.bool_)
-    dead[np.concatenate(marks)] = True
+    dead, rows = np.zeros(len(segment.ids), np.bool_), np.concatenate(marks)
+    if rows.min(initial=0) < 0:
+        raise ValueError("it marks rows before the first as dead")
+    dead[rows] = True
     return replace(segment, dead=dead)
 
 
@@ -260,11 +271,16 @@ def commit(directory: Path, manifest: Manifest, number: int, extra: Mapping[str,
 
 def remove_orphans(directory: Path, manifest: Manifest) -> None:
     """Remove what the manifest does not name; under the lock."""
-    kept = set(numbers_of(manifest.files))
-    for place in (directory / "segments").iterdir():
-        if not place.name.isdigit() or int(place.name) not in kept:
-            shutil.rmtree(place)
-    (directory / f"{MANIFEST}.unfinished").unlink(missing_ok=True)
+    kept = {segment_path(directory, number) for number in numbers_of(manifest.files)}
+    try:
+        for place in set((directory / "segments").iterdir()) - kept:
+            if place.is_dir() and not place.is_symlink():
+                shutil.rmtree(place)
+            else:
+                place.unlink()
+        (directory / f"{MANIFEST}.unfinished").unlink(missing_ok=True)
+    except OSError as error:
+        raise FriendrecError(f"cannot remove {error.filename} ({error.strerror}): see whose it is") from error
 
 
 def _first_line(error: BaseException) -> str:

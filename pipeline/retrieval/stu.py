@@ -114,7 +114,7 @@ class StuIndex:
     @classmethod
     def load(cls, directory: Path) -> Self:
         """Open what `save` wrote; the caller has checked the manifest, and puts in the decoder."""
-        meta = read_meta(directory)
+        meta = read_meta(directory, "sizes", "beam_width")
         trie = Trie.load(directory, tuple(meta["sizes"]))
         return cls(trie, read_users(directory), beam_width=meta["beam_width"])
 

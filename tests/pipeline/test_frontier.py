@@ -58,10 +58,15 @@ def test_the_files_hold_what_they_should(folder: Path, rows: list[dict[str, Any]
     with (folder / "frontier" / "frontier.csv").open() as file:
         lines = list(csv.DictReader(file))
     assert [float(line["share_scored"]) for line in lines] == [row["share_scored"] for row in rows]
+    plain = [float(line["queries_per_second_dense"]) for line in lines]
+    assert min(plain) > 0
     page = (folder / "frontier" / "report.html").read_text()
     assert page.count("data:image/svg+xml;base64,") == 2 and "http://" not in page and "https://" not in page
     summary = json.loads((folder / "frontier" / "summary.json").read_text())
     assert summary["lists"] == summary["load"]["ivf"]["lists"] == 16  # R = round(√√308) = 4, R · R
+    told = [summary["exact"]["queries_per_second_dense"]]
+    told += [speed for kind in summary["kinds"].values() for speed in kind["queries_per_second_dense"].values()]
+    assert told == plain
     assert summary["queries"] == 40 < summary["events"] and summary["candidates"] == 308
 
 

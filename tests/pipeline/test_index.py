@@ -45,6 +45,15 @@ def test_index_holds_the_target_vectors_in_the_order_of_the_ranks(
     assert loaded.search(Queries.dense(TARGETS), 1)[0].shape == (240, 1)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "int8"])
+def test_what_rounded_rows_find_is_said_to_be_of_what_they_can(
+    dtype: Any, embeddings: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    index.main(IndexOptions(embeddings=embeddings, kind="clusters", dtype=dtype, out=str(tmp_path / "index")))
+    said = capsys.readouterr().out
+    assert "of what its rows can find; 6 lists" in said and "of the exact best" not in said
+
+
 @pytest.mark.parametrize(
     ("kind", "parameters", "said", "meta"),
     [

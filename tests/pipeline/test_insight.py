@@ -3,12 +3,14 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from friendrec import __version__
 from friendrec.datasets.prepared import load_prepared
 from friendrec.errors import FriendrecError
 from friendrec.pipeline import cells, cli, insight, train
@@ -21,7 +23,8 @@ from friendrec.pipeline.evaluation.scoring import recommender_ranks
 from friendrec.pipeline.evaluation.tasks import scored_events
 from friendrec.pipeline.inference import Recommender, open_recommender
 from friendrec.pipeline.insight import InsightOptions, rows_of
-from friendrec.pipeline.publish import open_published, publish
+from friendrec.pipeline.manifest import put_manifest
+from friendrec.pipeline.publish import open_published, publish, write_manifest
 from tests.training import joined, publish_data
 
 NAMES = ["mlp-0", "mlp-clusters-0", "moe-0", "moe-clusters-0"]
@@ -63,7 +66,7 @@ def run(data: Path, out: Path, **options: Any) -> dict[str, Any]:
 
 
 def test_rows_are_the_presets_with_one_switch() -> None:
-    rows = rows_of("7")
+    rows = rows_of(7)
     configs = [train.parse([row.preset, "--data=d", "--out=o", *row.flags]).config for row in rows]
     assert [(config.model.interaction, config.model.clusters) for config in configs] == [
         ("mlp", "off"), ("mlp", "residual"), ("moe", "off"), ("moe", "residual"),
@@ -136,10 +139,10 @@ def test_more_seeds_and_runs_of_a_comparison(data: Path, tmp_path: Path, called:
 
 
 def test_a_run_counts_as_made_whatever_its_preset_is_called(data: Path, tmp_path: Path) -> None:
-    """Not one of another budget, of other data, nor an unfinished one."""
+    """Not one of another budget, of other data, by another friendrec, cut short otherwise, nor an unfinished one."""
     budget = cells.Budget(data=str(data), minutes=2.0, epochs=1, nproc=1)
     prepared = load_prepared(data)
-    cell = cells.plan(rows_of("0")[3], tmp_path / "mine", budget, prepared)
+    cell = cells.plan(rows_of(0)[3], tmp_path / "mine", budget, prepared)
 
     def begun(name: str, **changes: Any) -> Path:
         theirs = cells.plan(next(row for row in ROWS if row.name == "clusters"), tmp_path / name, budget, prepared)
@@ -149,21 +152,37 @@ def test_a_run_counts_as_made_whatever_its_preset_is_called(data: Path, tmp_path
         (tmp_path / name / "run" / "config.json").write_text(json.dumps(identity | changes))
         return tmp_path / name / "run"
 
-    runs = [begun("other", training={"max_minutes": 3.0}), begun("strange", data="other"), begun("unfinished")]
-    for run in runs[:2]:
-        (run / "manifest.json").touch()
+    def finished(run: Path, step: int = cell.steps, processes: int = 1, version: str = __version__) -> Path:
+        extra = {"progress": {"step": step}, "world_size": processes}
+        made = write_manifest(run, kind="run", options={}, inputs={}, extra=extra)
+        put_manifest(run, replace(made, versions=made.versions | {"friendrec": version}))
+        return run
+
+    runs = [
+        finished(begun("other", training={"max_minutes": 3.0})),
+        finished(begun("strange", data="other")),
+        finished(begun("old"), version="0.0.1"),
+        finished(begun("short"), step=cell.steps - 1, processes=2),
+        begun("unfinished"),
+    ]
     assert cells.made_before(cell, budget, runs) == cell
-    good = begun("good")
-    (good / "manifest.json").touch()
-    assert cells.made_before(cell, budget, [*runs, good]).run == good
-    assert (
-        cells.made_before(cells.plan(rows_of("0")[2], tmp_path / "mine", budget, prepared), budget, [good]).run != good
-    )
+    for name, how in (("whole", {"processes": 2}), ("as short", {"step": cell.steps - 1}), ("good", {})):
+        good = finished(begun(name), **how)  # type: ignore[arg-type]
+        assert cells.made_before(cell, budget, [*runs, good]).run == good
+    assert cells.made_before(cells.plan(rows_of(0)[2], tmp_path / "mine", budget, prepared), budget, [good]).run != good
+
+
+def test_data_is_called_as_its_directory_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "a")
+    options = InsightOptions(data=(".", "..", "b/", "s3://bucket/c/"), out="out", seeds="00,7")
+    assert options.names == ["a", tmp_path.name, "b", "c"]
+    assert options.each_seed == [0, 7] and options.settings["seeds"] == "0,7"
 
 
 def test_runs_that_were_cut_short_are_named(tmp_path: Path) -> None:
     planned = []
-    for row, step in zip(rows_of("0"), (7, 5, 7, 1), strict=True):
+    for row, step in zip(rows_of(0), (7, 5, 7, 1), strict=True):
         with publish(tmp_path / row.name, kind="run", options={}, inputs={}, extra={"progress": {"step": step}}) as run:
             (run / "config.json").write_text("{}")
         planned.append(cells.Cell(row, tmp_path, tmp_path / row.name, [], preset("two_tower_mlp"), steps=7))
@@ -177,6 +196,12 @@ def test_runs_that_were_cut_short_are_named(tmp_path: Path) -> None:
     [
         (["--seeds=a"], "--seeds a: give whole numbers"),
         (["--seeds=,"], "--seeds ,: give whole numbers"),
+        (["--seeds=0,-1"], "--seeds 0,-1: give whole numbers"),
+        (["--seeds=0,0"], "--seeds 0,0: one is there twice"),
+        (["--seeds=3,0,00"], "--seeds 3,0,00: one is there twice"),
+        (["--data=/"], "--data / has no name"),
+        (["--data=s3://bucket/x/.."], "--data s3://bucket/x/.. has no name"),
+        (["--data={data}/."], "two are of one name"),
         (["--minutes=0"], "--minutes must be above 0"),
         (["--data={data}/../small"], "two are of one name"),
         (["--data=gone"], "gone does not exist: pass --data what `friendrec prepare` made"),

@@ -66,6 +66,27 @@ def test_failure_leaves_nothing(out: str, log: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("half"))
 
 
+@pytest.mark.parametrize("published", [True, False])
+def test_an_input_that_changes_meanwhile_stops_it(out: str, log: Path, tmp_path: Path, published: bool) -> None:
+    """Of one with a manifest that is told by the manifest, of another by its bytes; then nothing is left behind."""
+
+    def change(text: str) -> None:
+        (log / "a.parquet").write_text(text)
+        if published:
+            write_manifest(log, kind="index", options={}, inputs={})
+
+    change("events")
+    with pytest.raises(FriendrecError) as stopped, publish(out, kind="report", options={}, inputs={"index": log}):
+        change("others")
+    assert str(stopped.value) == f"{log} changed while it was read: run again"
+    with pytest.raises(FriendrecError, match="does not exist"):
+        open_published(out)
+    assert not list(tmp_path.rglob("*attempt*"))
+    with publish(out, kind="report", options={}, inputs={"index": log}):
+        change("others")  # the same again
+    assert open_published(out)[1].inputs["index"]["fingerprint"] == fingerprint(log)
+
+
 def test_never_overwrites(out: str, log: Path) -> None:
     make(out, log)
     with pytest.raises(FriendrecError, match="already holds a prepared data set: choose another --out"):
@@ -141,5 +162,16 @@ def test_manifest_in_place(tmp_path: Path, log: Path) -> None:
 
 
 def test_missing_input(tmp_path: Path) -> None:
+    gone = tmp_path / "nowhere.parquet"
     with pytest.raises(FriendrecError, match=r"nowhere\.parquet does not exist"):
-        fingerprint(tmp_path / "nowhere.parquet")
+        fingerprint(gone)
+    with (
+        pytest.raises(FriendrecError, match="whoever opens it says this"),
+        publish(tmp_path / "out", kind="data", options={}, inputs={"interactions": gone}),
+    ):
+        raise FriendrecError("whoever opens it says this")
+    with (
+        pytest.raises(FriendrecError, match=r"nowhere\.parquet does not exist: check the path"),
+        publish(tmp_path / "out", kind="data", options={}, inputs={"interactions": gone}),
+    ):
+        pass

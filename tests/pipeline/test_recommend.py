@@ -1,5 +1,6 @@
 """Recommendations: nobody who may not be suggested, as many as there are, and the same scorer as evaluate."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,18 @@ import pytest
 
 from friendrec.datasets.prepared import OUT, PreparedData, load_prepared
 from friendrec.errors import FriendrecError
+from friendrec.pipeline import evaluate, index, inference, update
+from friendrec.pipeline.embeddings import write_centroids, write_part
+from friendrec.pipeline.evaluate import EvaluateOptions
 from friendrec.pipeline.evaluation.scoring import recommender_ranks
 from friendrec.pipeline.evaluation.tasks import LEVEL, Events
+from friendrec.pipeline.index import IndexOptions
 from friendrec.pipeline.inference import open_recommender
+from friendrec.pipeline.publish import publish, read_manifest, write_manifest
 from friendrec.pipeline.recommend import chosen_users
+from friendrec.pipeline.retrieval.centroids import hierarchical_k_means
 from friendrec.pipeline.times import format_time
+from friendrec.pipeline.update import UpdateOptions
 from tests.training import export_run, index_embeddings, publish_data, recommend_run, train_run
 
 
@@ -25,8 +33,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     data = publish_data(folder / "data", users=260, events=2400)
     train_run(data, folder / "run", "--epochs=1", "--workers=0")
     export_run(run=str(folder / "run"), data=str(data), out=str(folder / "embeddings"))
-    index = index_embeddings(folder / "embeddings", folder / "index")
-    return {"run": str(folder / "run"), "data": str(data), "index": str(index)}
+    indexed = index_embeddings(folder / "embeddings", folder / "index")
+    return {"run": str(folder / "run"), "data": str(data), "index": str(indexed)}
 
 
 @pytest.fixture(scope="module")
@@ -137,3 +145,67 @@ def test_a_file_that_is_none(data: PreparedData, tmp_path: Path, content: bytes 
     with pytest.raises(FriendrecError, match="give a Parquet file with a column user_id") as caught:
         chosen_users(str(file), data)
     assert "\n" not in str(caught.value)
+
+
+def index_of(made: dict[str, str], vectors: np.ndarray | None, out: Path, kind: Any) -> str:
+    """An index of the run's target vectors, or of others in their place, with centroids where the kind has lists."""
+    part = pq.read_table(Path(made["index"]).parent / "embeddings" / "part-0.parquet")
+    targets = np.stack(part["target"].to_numpy()) if vectors is None else vectors
+    with publish(out.with_name(f"{out.name}-embeddings"), kind="embeddings", options=None, inputs={}) as attempt:
+        write_part(attempt / "part-0.parquet", part["user_id"].to_numpy(), targets, targets, "float32")
+        write_centroids(attempt, hierarchical_k_means(targets, 6, 2))
+    embeddings = str(out.with_name(f"{out.name}-embeddings"))
+    nprobe = {"nprobe": 6} if kind == "clusters" else {}
+    index.main(IndexOptions(embeddings=embeddings, kind=kind, out=str(out), **nprobe))
+    return str(out)
+
+
+@pytest.mark.parametrize("kind", ["exact", "clusters"])
+def test_vectors_of_zeros_are_not_those_of_the_run(
+    made: dict[str, str], data: PreparedData, tmp_path: Path, kind: Any
+) -> None:
+    width = pq.read_schema(Path(made["index"]).parent / "embeddings" / "part-0.parquet").field("target").type.list_size
+    zeros = np.zeros((data.num_train_users, width), np.float32)
+    nothing = index_of(made, zeros, tmp_path / "index", kind)
+    with pytest.raises(FriendrecError, match="holds other vectors than the run gives"):
+        open_recommender(made["run"], made["data"], nothing)
+
+
+def test_an_index_that_changes_meanwhile_gives_nothing(
+    made: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is opened first of all, and updated then."""
+    built = shutil.copytree(made["index"], tmp_path / "index")
+
+    def opened(*paths: Any) -> Any:
+        recommender = open_recommender(*paths)
+        (built / "more").touch()
+        write_manifest(built, kind="index", options=read_manifest(built).options, inputs={})
+        return recommender
+
+    monkeypatch.setattr(inference, "open_recommender", opened)
+    with pytest.raises(FriendrecError, match=r"index changed while it was read: run again$"):
+        recommended(made | {"index": str(built)}, tmp_path / "out", k=5)
+    assert [path.name for path in tmp_path.iterdir()] == ["index"]
+
+
+def test_an_index_with_deleted_users_recommends_and_is_not_evaluated(
+    made: dict[str, str], data: PreparedData, tmp_path: Path
+) -> None:
+    """They are found no more, all others as before; figures would count them as missed."""
+    built = index_of(made, None, tmp_path / "index", "clusters")
+    users, actors = data.user_ids[: data.num_train_users], np.arange(20)
+    times, everybody = np.full(20, data.timestamp.max() + 1), len(users)
+    before, _ = open_recommender(made["run"], made["data"], built).recommend(actors, times, everybody)
+    pq.write_table(pa.table({"user_id": users[::2]}), tmp_path / "leaving.parquet")
+    update.main(UpdateOptions(index=built, delete=str(tmp_path / "leaving.parquet")))
+    after, _ = open_recommender(made["run"], made["data"], built).recommend(actors, times, everybody)
+    for row, old in zip(after, before, strict=True):
+        assert row[row >= 0].tolist() == [user for user in old.tolist() if user >= 0 and user % 2]
+    words = {"data": made["data"], "run": made["run"], "index": built, "out": str(tmp_path / "report")}
+    with pytest.raises(FriendrecError, match=rf"{len(users[::2])} users of .* were deleted since.*as it was built"):
+        evaluate.main(EvaluateOptions(**words))
+    pq.write_table(pa.table({"user_id": users}), tmp_path / "leaving.parquet")
+    update.main(UpdateOptions(index=built, delete=str(tmp_path / "leaving.parquet")))
+    with pytest.raises(FriendrecError, match=r"all users of .* were deleted: `friendrec update --restore`"):
+        open_recommender(made["run"], made["data"], built)

@@ -10,6 +10,7 @@ import pytest
 
 from friendrec.errors import FriendrecError
 from friendrec.pipeline import index, update
+from friendrec.pipeline.embedding_parts import EmbeddingParts
 from friendrec.pipeline.embeddings import write_part
 from friendrec.pipeline.index import IndexOptions
 from friendrec.pipeline.publish import open_published, publish
@@ -67,8 +68,11 @@ def test_an_updated_index_is_still_the_one_that_was_built(built: Path, capsys: p
     update.main(options_of(built))
     embeddings = str(built.parent / "embeddings")
     index.main(IndexOptions(embeddings=embeddings, kind="clusters", copies=2, out=str(built)))
-    assert "is this index already" in capsys.readouterr().out
+    assert "is this index already, updated once since." in capsys.readouterr().out
     assert contents(built) == AFTER
+    update.main(UpdateOptions(index=str(built), compact=True))
+    index.main(IndexOptions(embeddings=embeddings, kind="clusters", copies=2, out=str(built)))
+    assert "is this index already, updated 2 times since." in capsys.readouterr().out
 
 
 def test_compaction_removes_what_is_dead_and_changes_no_answer(built: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -87,11 +91,22 @@ def test_compaction_removes_what_is_dead_and_changes_no_answer(built: Path, caps
     open_published(built, "index", verify=True)
 
 
-def test_who_returns_gets_the_old_place(built: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_who_was_deleted_stays_so_and_when_restored_gets_the_old_place(
+    built: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    update.main(options_of(built))
+    same_old = str(built.parent / "embeddings")
+    update.main(UpdateOptions(index=str(built), embeddings=same_old))
+    said = "11 users (0 added, 1 replaced, 9 unchanged, 2 stay deleted: pass --restore to bring them back)"
+    assert said in capsys.readouterr().out
+    assert contents(built) == {user: v for user, v in BEFORE.items() if user not in LEAVING} | {30: [1, 1, 1]}
     update.main(options_of(built))
     back = publish_embeddings(built.parent / "back", {15: [1, 2, 1]})
-    update.main(UpdateOptions(index=str(built), embeddings=back))
-    assert "0 added, 0 replaced, 0 unchanged, 1 returned" in capsys.readouterr().out
+    update.main(UpdateOptions(index=str(built), embeddings=back, compact=True))
+    assert "0 unchanged, 1 stay deleted: pass" in capsys.readouterr().out
+    assert contents(built) == AFTER, "also where their rows are gone"
+    update.main(UpdateOptions(index=str(built), embeddings=back, restore=True))
+    assert "0 added, 0 replaced, 0 unchanged, 1 returned)" in capsys.readouterr().out
     assert contents(built) == {**AFTER, 15: [1, 2, 1]}
     assert open_index(built).user_ids.tolist() == [*BEFORE, 30]
     assert open_published(built)[1].extra["deleted"] == 1
@@ -129,6 +144,7 @@ def test_users_named_by_strings(tmp_path: Path) -> None:
         ({10: [1, 2, np.nan]}, None, "holds vectors that are not finite"),
         ({10: [1, 2, 3]}, Centroids(CENTROIDS.vectors + 1, 2), "was exported from another run"),
         ({"ten": [1, 2, 3]}, None, "names users as string, the index as int64"),
+        ({"12": [1, 2, 3], "012": [1, 2, 3]}, None, "names users as string, the index as int64: give its ids"),
     ],
 )
 def test_embeddings_of_something_else_are_refused(
@@ -150,9 +166,73 @@ def test_a_user_twice_is_refused(built: Path) -> None:
         update.main(UpdateOptions(index=str(built), embeddings=str(built.parent / "twice")))
 
 
+@pytest.mark.parametrize(
+    ("kind", "users", "refused"),
+    [
+        (pa.int16(), [14, 15], False),
+        (pa.uint64(), [14, 15], False),
+        (pa.null(), [], False),
+        (pa.uint64(), [2**64 - 1], True),
+        (pa.string(), ["14", "014"], True),
+        (pa.bool_(), [True], True),
+        (pa.timestamp("us"), [14], True),
+        (pa.float64(), [14.0], True),
+    ],
+)
+def test_ids_are_of_the_type_that_the_index_has(
+    kind: pa.DataType, users: list[Any], refused: bool, built: Path
+) -> None:
+    pq.write_table(pa.table({"user_id": pa.array(users, kind)}), built.parent / "leaving.parquet")
+    options = UpdateOptions(index=str(built), delete=str(built.parent / "leaving.parquet"))
+    if refused:
+        with pytest.raises(FriendrecError, match=r"--delete names users as .*, the index as int64: give its ids"):
+            update.main(options)
+    else:
+        update.main(options)
+    assert contents(built).keys() == BEFORE.keys() - (set() if refused else set(users))
+
+
+def test_numbers_do_not_name_users_of_strings(tmp_path: Path) -> None:
+    names = {f"{user}": vector for user, vector in BEFORE.items()}
+    embeddings, built = publish_embeddings(tmp_path / "embeddings", names), tmp_path / "index"
+    index.main(IndexOptions(embeddings=embeddings, kind="clusters", out=str(built), nprobe=1))
+    leaving = pa.array(["14", "15"]).dictionary_encode()
+    pq.write_table(pa.table({"user_id": leaving}), tmp_path / "leaving.parquet")
+    update.main(UpdateOptions(index=str(built), delete=str(tmp_path / "leaving.parquet")))
+    assert contents(built).keys() == names.keys() - {"14", "15"}
+    with pytest.raises(FriendrecError, match="names users as int64, the index as string"):
+        update.main(UpdateOptions(index=str(built), delete=users_file(tmp_path / "numbers.parquet", [16])))
+
+
+def test_damaged_parts_are_told(built: Path) -> None:
+    whole = (built / "manifest.json").read_bytes()
+    changes = Path(str(options_of(built).embeddings))
+    part = changes / "part-0.parquet"
+    content = bytearray(part.read_bytes())
+    pages = len(content) - 12 - int.from_bytes(content[-8:-4], "little")  # the footer stays as it was
+    content[4 : 4 + pages] = b"x" * pages
+    part.write_bytes(content)
+    with pytest.raises(FriendrecError, match="changes has a damaged part: export again"):
+        update.main(UpdateOptions(index=str(built), embeddings=str(changes)))
+    part.rename(changes / "part-x.parquet")
+    with pytest.raises(FriendrecError, match="holds no users with target vectors of one length: export again"):
+        EmbeddingParts.of(changes)
+    assert (built / "manifest.json").read_bytes() == whole
+
+
+@pytest.mark.parametrize("name", ["dtype", "copies"])
+def test_a_description_that_lacks_something_is_told(built: Path, name: str) -> None:
+    text = (built / "meta.json").read_text()
+    (built / "meta.json").write_text(text.replace(f'"{name}"', f'"{name[::-1]}"'))  # of the same size
+    with pytest.raises(FriendrecError, match=f"meta.json lacks {name}"):
+        update.main(UpdateOptions(index=str(built), compact=True))
+
+
 def test_mistakes_are_told(built: Path, tmp_path: Path) -> None:
     with pytest.raises(FriendrecError, match="nothing to update: pass --embeddings, --delete or --compact"):
         update.main(UpdateOptions(index=str(built)))
+    with pytest.raises(FriendrecError, match="--restore brings back users whom --embeddings names"):
+        update.main(UpdateOptions(index=str(built), compact=True, restore=True))
     with pytest.raises(FriendrecError, match="is a URL, where an update could not take effect at once"):
         update.main(UpdateOptions(index="s3://bucket/index", compact=True))
     with pytest.raises(FriendrecError, match=r"nobody\.parquet: no such file; give a Parquet file"):

@@ -52,11 +52,16 @@ class AnyHistory(RuleBasedStateMachine):
         )
         self.vectors, self.order = dict(first), list(first)
 
-    @rule(changes=st.dictionaries(people, st.lists(numbers, min_size=DIM, max_size=DIM), min_size=1, max_size=6))
-    def upsert(self, changes: dict[int, list[int]]) -> None:
-        update.main(UpdateOptions(index=self.index, embeddings=publish_embeddings(self.fresh(), changes)))
+    @rule(
+        changes=st.dictionaries(people, st.lists(numbers, min_size=DIM, max_size=DIM), min_size=1, max_size=6),
+        restore=st.booleans(),
+    )
+    def upsert(self, changes: dict[int, list[int]], restore: bool) -> None:
+        embeddings = publish_embeddings(self.fresh(), changes)
+        update.main(UpdateOptions(index=self.index, embeddings=embeddings, restore=restore))
+        deleted = {user for user in self.order if user not in self.vectors}
         self.order += [user for user in changes if user not in self.order]
-        self.vectors |= changes
+        self.vectors |= {user: vector for user, vector in changes.items() if restore or user not in deleted}
 
     @rule(leaving=st.sets(people, max_size=6))
     def delete(self, leaving: set[int]) -> None:

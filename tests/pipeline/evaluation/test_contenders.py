@@ -19,7 +19,7 @@ from friendrec.pipeline.evaluation.contenders import (
     k_means,
     steps,
 )
-from friendrec.pipeline.evaluation.overfetch import ROOM, room_of
+from friendrec.pipeline.evaluation.overfetch import ROOM, room_of, search
 from friendrec.pipeline.retrieval.centroids import Centroids
 from friendrec.pipeline.retrieval.exact import ExactIndex
 from friendrec.pipeline.retrieval.protocol import Queries
@@ -47,14 +47,44 @@ def queries() -> Queries:
     named = [{v: float(rng.normal()) for v in some(most)} for most, _ in mosts]
     vector = rng.standard_normal((len(mosts), 6)).astype(np.float32)
     made = make_queries(vector, named, [some(most) for _, most in mosts])
-    hidden = np.diff(made.sparse_offsets) + np.diff(made.exclude_offsets)
-    assert set(room_of(made)) == set(ROOM) and (hidden[room_of(made) == 0] > ROOM[-1]).any()  # in blocks, and filtered
+    room, hidden = room_of(made), np.array([len(hidden_of(made, q)) for q in range(len(made))])
+    assert set(room) == set(ROOM) and (hidden[room == 0] > ROOM[-1]).any()  # in blocks, and filtered
     return made
 
 
 @pytest.fixture(scope="module", params=list(WAYS))
 def made(request: pytest.FixtureRequest, vectors: Vectors) -> tuple[Vectors, NDArray[np.int64]]:
     return k_means(request.param, vectors, LISTS)
+
+
+def hidden_of(queries: Queries, q: int) -> set[int]:
+    """Whom a query excludes or names."""
+    excluded = queries.exclude_ids[slice(*queries.exclude_offsets[q : q + 2])]
+    return set(excluded.tolist()) | set(queries.sparse_ids[slice(*queries.sparse_offsets[q : q + 2])].tolist())
+
+
+def asked_of(queries: Queries) -> list[tuple[int, int]]:
+    """How many are wanted of an index of nobody in each block of the queries, and how many of them may be hidden."""
+    asked = []
+
+    def ask(vectors: Vectors, wanted: int, slack: int, selector: object) -> tuple[NDArray[np.int64], Vectors]:
+        asked.append((wanted, slack))
+        return np.full((len(vectors), wanted), -1), np.full((len(vectors), wanted), -np.inf, np.float32)
+
+    search(np.zeros((10 * NUM, 6), np.float32), queries, K, K, ask)
+    return asked
+
+
+def test_faiss_is_asked_for_as_many_more_as_are_hidden_each_once(queries: Queries) -> None:
+    sizes = ROOM.tolist()
+    for q, room in enumerate(room_of(queries).tolist()):
+        hidden = len(hidden_of(queries, q))
+        assert room == (min(size for size in sizes if size >= hidden) if hidden <= sizes[-1] else 0)
+        (asked,) = asked_of(queries.take(np.array([q])))
+        assert asked == ((K, hidden) if hidden > sizes[-1] else (K + room, room))
+    both = make_queries(np.zeros((2, 6), np.float32), [dict.fromkeys(range(16), 1.0), {}], [list(range(15)), []])
+    assert room_of(both).tolist() == [16, 0]
+    assert room_of(Queries.dense(both.vector)).tolist() == [0, 0]
 
 
 def names_of(queries: Queries, q: int) -> set[int]:

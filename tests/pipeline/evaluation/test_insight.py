@@ -118,6 +118,22 @@ def test_the_sentence_says_what_the_figures_say(recall: int | None, speed: int |
     assert ("×0.650 (" in text) == (recall is not None)
 
 
+def test_the_model_is_held_against_each_smaller_search_by_itself() -> None:
+    """Its change lies between those of the two searches, so that the larger of these must not speak for both."""
+    found = effects(planted(recall=MODEL, speed=None))
+    model, tenth, hundredth = found[0], found[2], found[3]
+    changed = {"ratio": 0.9, "ratio_ci": [0.85, 0.95]}
+    hundredth["recall@10"] |= {"ratio": 0.1, "ratio_ci": [0.05, 0.2]}
+    tenth["recall@10"] |= changed
+    assert 0.1 < model["recall@10"]["ratio"] < 0.9
+    assert finding("ours", found).endswith(
+        ": at 10 %, the model matters more for Recall@10 and neither can be told from chance for queries/s; "
+        "at 1 %, the search matters more for Recall@10 and neither can be told from chance for queries/s."
+    )
+    hundredth["recall@10"] |= changed
+    assert ": at 10 % and 1 %, the model matters more for Recall@10" in finding("ours", found)
+
+
 def test_a_share_that_some_cell_lacks_is_in_no_effect() -> None:
     grid = random_grid()
     for values in (grid.hits, grid.seconds):

@@ -1,6 +1,9 @@
 """An index of clusters on disk: what the manifest names is the index, and nothing else."""
 
+import errno
+from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -9,7 +12,9 @@ from friendrec.errors import FriendrecError
 from friendrec.pipeline.manifest import Manifest
 from friendrec.pipeline.publish import open_published, publish
 from friendrec.pipeline.retrieval.centroids import Centroids
+from friendrec.pipeline.retrieval.clusters import ClusterIndex
 from friendrec.pipeline.retrieval.files import UserIds
+from friendrec.pipeline.retrieval.kinds import load_index
 from friendrec.pipeline.retrieval.segments import Dtype, Segment, build_segment
 from friendrec.pipeline.retrieval.store import (
     LOCK,
@@ -24,6 +29,9 @@ from friendrec.pipeline.retrieval.store import (
     write_user_ids,
     writing,
 )
+from friendrec.pipeline.revision import live_users
+
+from .contract import make_queries
 
 CENTROIDS = Centroids(np.array([[0, 0, 0], [4, 4, 4]], np.float32), 1)
 VECTORS = np.random.default_rng(0).uniform(0, 4, (8, 3)).astype(np.float32)
@@ -165,6 +173,81 @@ def test_files_of_different_indices_are_refused(tmp_path: Path) -> None:
     np.save(index / "segments" / "0000" / "primary.npy", np.zeros(3, np.int32))
     with pytest.raises(FriendrecError, match=r"primary.npy is of shape \(3,\), not \(16,\)"):
         open_index(index)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "said"),
+    [
+        ("offsets", np.array([0, 17, 16]), "offsets.npy does not ascend from 0 to 16"),
+        ("offsets", np.array([0, -1, 16]), "offsets.npy does not ascend from 0 to 16"),
+        ("offsets", np.array([0.0, 8.0, 16.0]), "offsets.npy is of float64, not int64"),
+        ("ids", np.zeros(16, np.int64), "ids.npy is of int64, not int32"),
+        ("rows", np.zeros((16, 3)), "rows.npy is of float64, not float32 or float16 or int8"),
+        ("dead-0000", np.array([-1]), "marks rows before the first as dead"),
+        ("dead-0000", np.array([16]), "out of bounds"),
+    ],
+)
+def test_files_that_are_no_index_are_refused(name: str, values: np.ndarray, said: str, tmp_path: Path) -> None:
+    index = make(tmp_path / "index")
+    (index / "manifest.json").unlink()
+    np.save(index / "segments" / "0000" / f"{name}.npy", values)
+    with pytest.raises(FriendrecError, match=rf"is a damaged index .*{said}.*: make it again"):
+        open_index(index)
+
+
+@pytest.mark.parametrize(("name", "value"), [("ids", 8), ("ids", -1), ("primary", 2), ("primary", -1)])
+def test_rows_of_nobody_are_refused_when_they_are_read(name: str, value: int, tmp_path: Path) -> None:
+    index = make(tmp_path / "index")
+    path = index / "segments" / "0000" / f"{name}.npy"
+    values = np.load(path)
+    values[3] = value
+    np.save(path, values)
+    opened = load_index(index)
+    assert isinstance(opened, ClusterIndex)
+    reads = [
+        lambda: opened.search(make_queries(VECTORS[:1]), 1),
+        lambda: opened.vectors_of(np.arange(8)),
+        lambda: live_users(open_index(index)),
+        lambda: merge_segments(index, 1, open_index(index)),
+    ]
+    for read in reads:
+        with pytest.raises(FriendrecError, match=rf"the index is damaged \({name} from .* of \d\): make it again"):
+            read()
+
+
+@pytest.mark.parametrize(
+    ("harm", "said"),
+    [
+        (lambda text: text[:-9], "is no description"),
+        (lambda text: "[]", "is no description"),
+        (lambda text: text.replace("nprobe", "probes"), "lacks nprobe"),
+        (lambda text: text.replace("kind", "kinds"), "lacks kind"),
+    ],
+)
+def test_damaged_descriptions_are_refused(harm: Callable[[str], str], said: str, tmp_path: Path) -> None:
+    meta = make(tmp_path / "index") / "meta.json"
+    meta.write_text(harm(meta.read_text()))
+    with pytest.raises(FriendrecError, match=rf"is a damaged index \(meta.json {said}\): make it again"):
+        load_index(tmp_path / "index")
+
+
+def test_what_is_no_directory_is_removed_too(tmp_path: Path) -> None:
+    index, other = make(tmp_path / "index"), tmp_path / "other"
+    other.mkdir()
+    (other / "kept").touch()
+    (index / "segments" / "stray").touch()
+    (index / "segments" / "0007").symlink_to(other)
+    with writing(index):
+        assert [path.name for path in (index / "segments").iterdir()] == ["0000"]
+    assert (other / "kept").exists()
+    failure = PermissionError(errno.EACCES, "Permission denied", "stray")
+    (index / "segments" / "stray").touch()
+    with (
+        patch.object(Path, "unlink", side_effect=failure),
+        pytest.raises(FriendrecError, match=r"cannot remove stray \(Permission denied\): see whose it is"),
+        writing(index),
+    ):
+        pass
 
 
 def test_a_cut_index_of_strings_is_refused(tmp_path: Path) -> None:
