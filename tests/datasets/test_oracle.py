@@ -123,6 +123,7 @@ def test_an_oracle_of_other_parameters_is_found_out(
     assert likelihood(believed) < likelihood(found) - 2
 
 
+@pytest.mark.long
 def test_a_visitor_does_what_the_weights_say(population: Population) -> None:
     """One state, many draws: the drawing code against the weights that the oracle adds up."""
     events = grown(population, 40, LIVELY, seed=1)

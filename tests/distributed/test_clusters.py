@@ -227,7 +227,7 @@ def often() -> Iterator[None]:
 
 @pytest.mark.parametrize(
     ("stopped", "world_size"),
-    [(FIRST, 2), *(pytest.param(*case, marks=pytest.mark.long) for case in ((FIRST - 1, 1), (FIRST + 3, 2), (20, 1)))],
+    [pytest.param(*case, marks=pytest.mark.long) for case in ((FIRST, 2), (FIRST - 1, 1), (FIRST + 3, 2), (20, 1))],
 )
 def test_a_run_stopped_around_k_means_goes_on_as_if_it_had_not_been(
     workers: Workers, data: Path, tmp_path: Path, stopped: int, world_size: int

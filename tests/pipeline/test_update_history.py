@@ -91,4 +91,4 @@ class AnyHistory(RuleBasedStateMachine):
 
 
 TestAnyHistory = AnyHistory.TestCase
-TestAnyHistory.settings = settings(max_examples=10, stateful_step_count=8, deadline=None)
+TestAnyHistory.settings = settings(max_examples=6, stateful_step_count=8, deadline=None)

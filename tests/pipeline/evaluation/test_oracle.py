@@ -40,6 +40,7 @@ def figures(root: Path) -> tuple[PreparedData, dict[str, Any]]:
     return data, found["baselines"]
 
 
+@pytest.mark.long
 def test_evaluate_shows_it_beside_the_baselines(root: Path, tmp_path: Path) -> None:
     options = evaluate.EvaluateOptions(
         data=str(root / "data"), baselines=True, oracle=str(root / "log"), out=str(tmp_path / "report")

@@ -34,7 +34,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.param("ivf", marks=pytest.mark.long),
         pytest.param("hnsw", marks=pytest.mark.long),
         "clusters",
-        "milvus",
+        pytest.param("milvus", marks=pytest.mark.long),
     ],
 )
 def test_evaluate_and_recommend_with_an_index(world: Path, tmp_path: Path, kind: Any) -> None:
