@@ -26,6 +26,8 @@ from friendrec.sharding.optimizers import Optimizers
 from friendrec.sharding.parallel import local_shards, whole_table
 
 TABLE = "cluster"
+Fit = Callable[[NDArray[np.float32], NDArray[np.float32], int], NDArray[np.float32]]
+"""From vectors, centroids and cells to centroids."""
 SAMPLE, MOST = 64, 1 << 19
 """Users for each centroid that k-means looks at, and in all: 130 MiB of 64 dimensions, which rank 0 gathers."""
 EVERY = 50  # steps between revivals
@@ -84,12 +86,9 @@ class ClusterTraining:
         As a representation the centroids are the users' vectors, and to move them all would change the model.
         """
         self.place()
-        clustering = self.clustering
-        before_CD = clustering.centroids(whole_table(self.model, TABLE))
-        known, cells = before_CD.cpu().numpy(), clustering.cells
-        fit = evened if clustering.gates is None else refitted
-        vectors_CD, load_C = self._agreed(lambda sample: fit(sample, known, cells))
-        self._adopt(torch.nonzero((vectors_CD != before_CD).any(1))[:, 0], vectors_CD, load_C)
+        if self.clustering.gates is not None:
+            self._fit(refitted)
+        self._fit(evened)  # users have moved a little, with the cells that the towers see
 
     def start_step(self, step: int, total: int) -> int:
         """Before the forward of 0-based `step`: set the temperature, revive now and then; returns how many."""
@@ -118,6 +117,14 @@ class ClusterTraining:
         changed = torch.tensor(sorted({centroid for pair in pairs for centroid in pair}))
         self._put(changed, rows[changed])
         return len(pairs)
+
+    def _fit(self, fit: Fit) -> None:
+        """Move the centroids as `fit` moves them for a sample of the users as they are now."""
+        clustering = self.clustering
+        before_CD = clustering.centroids(whole_table(self.model, TABLE))
+        known, cells = before_CD.cpu().numpy(), clustering.cells
+        vectors_CD, load_C = self._agreed(lambda sample: fit(sample, known, cells))
+        self._adopt(torch.nonzero((vectors_CD != before_CD).any(1))[:, 0], vectors_CD, load_C)
 
     def _agreed(self, centroids_of: Callable[[NDArray[np.float32]], NDArray[np.float32]]) -> tuple[Tensor, Tensor]:
         """Centroids `[C, D + 1]` that rank 0 finds for a sample of the users, and its share in each list `[C]`."""
