@@ -116,6 +116,7 @@ def test_baselines_need_no_run_and_a_model_no_baselines(with_model: Path, tmp_pa
     assert "recall@10" in metrics["tasks"]["reply"]["live"]
 
 
+@pytest.mark.long
 def test_two_runs_stand_side_by_side(with_model: Path, tmp_path: Path) -> None:
     """The stand-in beside itself: equal lines. Presets are the same, so the other goes by its directory."""
     with publish(with_model / "other", kind="run", options=None, inputs={}, extra={"preset": "two_tower_mlp"}):

@@ -30,7 +30,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     "kind",
     [
-        "exact",
+        pytest.param("exact", marks=pytest.mark.long),
         pytest.param("ivf", marks=pytest.mark.long),
         pytest.param("hnsw", marks=pytest.mark.long),
         "clusters",

@@ -46,6 +46,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     database.close()
 
 
+@pytest.mark.long
 class TestServer(TestEmbedded):
     """The same code with the address of a server, where the collection stays."""
 
