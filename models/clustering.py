@@ -33,9 +33,6 @@ from friendrec.datasets.batch import Batch
 from friendrec.models.config import EncoderConfig
 
 QUERY, TARGET = range(2)  # the towers
-FIRST_ACCUMULATOR = 1.0
-"""Of row-wise Adagrad on centroids that k-means has just placed: from 0 the first step, however small its gradient,
-would be a full one and throw them about."""
 COLDEST = 0.1  # temperature at the end of training; 1 at the start
 MEMORY = 0.99  # of the running load, a step
 BIAS_MEMORY = 0.8  # of a list's running bias, a step in which it has users

@@ -18,7 +18,7 @@ from torch import Tensor
 from torchrec.distributed import DistributedModelParallel
 
 from friendrec.datasets.packing import Packer
-from friendrec.models.clustering import FIRST_ACCUMULATOR, Clustering, nearest
+from friendrec.models.clustering import Clustering, nearest
 from friendrec.models.two_tower import TwoTower
 from friendrec.pipeline.inference import encode_targets, num_blocks
 from friendrec.pipeline.retrieval.centroids import Centroids, evened, hierarchical_k_means, refitted
@@ -28,6 +28,9 @@ from friendrec.sharding.parallel import local_shards, whole_table
 TABLE = "cluster"
 Fit = Callable[[NDArray[np.float32], NDArray[np.float32], int], NDArray[np.float32]]
 """From vectors, centroids and cells to centroids."""
+FIRST_ACCUMULATOR = 1.0
+"""Of row-wise Adagrad on centroids that k-means has just placed: from 0 the first step, however small its gradient,
+would be a full one and throw them about."""
 SAMPLE, MOST = 64, 1 << 19
 """Users for each centroid that k-means looks at, and in all: 130 MiB of 64 dimensions, which rank 0 gathers."""
 EVERY = 50  # steps between revivals

@@ -160,8 +160,7 @@ def _open_index(index: str | Path, data: PreparedData, model: TwoTower, packer: 
     expected, found = encode_targets(model, packer, sample), opened.vectors_of(sample)
     if not np.isfinite(found).all():
         raise FriendrecError(f"{index} holds vectors that are not finite, so nothing can be ranked: make it again")
-    same = expected.shape == found.shape
-    if not same or np.abs(expected - found).max() > 0.02 * np.abs(expected).max():
+    if expected.shape != found.shape or np.abs(expected - found).max() > 0.02 * np.abs(expected).max():
         raise FriendrecError(f"{index} holds other vectors than the run gives: export this run and index that")
     return opened
 

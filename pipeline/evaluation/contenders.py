@@ -90,6 +90,12 @@ class Clusters:
         return cls(ClusterIndex.of(vectors, user_ids, centroids))
 
     @property
+    def load(self) -> Ids:
+        """Vectors in each list `[C]`."""
+        (segment,) = self.index.segments
+        return np.diff(segment.offsets)
+
+    @property
     def efforts(self) -> list[int]:
         return steps(len(self.index.centroids))
 

@@ -11,6 +11,7 @@ from rich.progress import Progress
 
 from friendrec.errors import FriendrecError
 from friendrec.models.two_tower import TwoTower
+from friendrec.pipeline.clustering import spread
 from friendrec.pipeline.evaluation.beams import SAMPLE, WIDEST, Beams
 from friendrec.pipeline.evaluation.contenders import (
     WAYS,
@@ -104,7 +105,7 @@ def held(
     course.run(course.race("exact", Exact(exact)))
     if {"ivf", "ivfpq"} & set(kinds):
         about["ivf"], centres, list_of = _run_lists(course, lists, kinds)
-        about["load"]["ivf"] = load(list_of, lists)
+        about["load"]["ivf"] = load(np.bincount(list_of, minlength=lists))
         if "ivfpq" in kinds:
             with bar(progress, "ivfpq: building"):
                 coded = FaissLists.coded(exact.vectors, centres, list_of)
@@ -114,9 +115,10 @@ def held(
             graph = FaissGraph.of(exact.vectors, advance)
         course.run(course.race("hnsw", graph))
     if "clusters" in kinds and centroids is not None:
-        about["load"]["clusters"] = load(centroids.assign(exact.vectors)[:, 0], len(centroids))
+        own = Clusters.of(exact.vectors, exact.user_ids, centroids)
+        about["load"]["clusters"] = load(own.load)
         about["cells"] = centroids.cells
-        course.run(course.race("clusters", Clusters.of(exact.vectors, exact.user_ids, centroids)))
+        course.run(course.race("clusters", own))
     if generator is not None:
         _run_beams(course, generator, events, about)
     with bar(progress, "speed, on one thread", REPEATS * len(course.rows)) as advance:
@@ -196,15 +198,15 @@ def _run_beams(course: Course, generator: Recommender, events: Events, about: di
     course.run(race)
 
 
-def load(list_of: NDArray[Any], lists: int) -> dict[str, Any]:
-    """How evenly the vectors lie in the lists."""
-    sizes = np.bincount(list_of, minlength=lists)
+def load(sizes: NDArray[np.int64]) -> dict[str, Any]:
+    """How evenly the vectors lie in lists of these sizes `[C]`."""
+    told = spread(sizes)
     return {
-        "lists": lists,
+        "lists": len(sizes),
         "mean": float(sizes.mean()),
         "fullest": int(sizes.max()),
-        "fullest_over_mean": float(sizes.max() / sizes.mean()),
-        "empty": int((sizes == 0).sum()),
+        "fullest_over_mean": told["fullest"],
+        "empty": told["empty"],
     }
 
 

@@ -16,10 +16,9 @@ import torch
 
 from friendrec.datasets.packing import Packer
 from friendrec.datasets.prepared import load_prepared
-from friendrec.models.clustering import FIRST_ACCUMULATOR
 from friendrec.pipeline import clustering, inference, job, train
 from friendrec.pipeline.build import build_model
-from friendrec.pipeline.clustering import TABLE, ClusterTraining
+from friendrec.pipeline.clustering import FIRST_ACCUMULATOR, TABLE, ClusterTraining
 from friendrec.pipeline.config import RunConfig
 from friendrec.pipeline.embeddings import read_centroids
 from friendrec.pipeline.inference import centroids_of, encode_targets, open_run
